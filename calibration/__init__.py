@@ -1,0 +1,1 @@
+"""Calibration: metrics, calibrators, certificates, monitors. Works on arrays; may import `demur.decision`."""

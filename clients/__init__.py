@@ -1,0 +1,1 @@
+"""The Python client of a Demur server. Imports nothing of the server."""

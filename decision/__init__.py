@@ -1,0 +1,1 @@
+"""Decision kernel: tasks, questions, prompts, label tokens and readouts. Imports nothing of ours."""

@@ -1,0 +1,1 @@
+"""The decision server: engines, decide pipeline, policy, wires, command line."""

@@ -1,0 +1,1 @@
+"""Engines that read decision-token log-probabilities."""
