@@ -1,0 +1,120 @@
+"""A task: a registered decision, and the part of it that determines what the model reads."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from demur.decision.question import Question
+
+
+class ReadoutKind(StrEnum):
+    """Which tokens stand for an option at the decision position."""
+
+    LETTER = "letter"
+    TEXT = "text"
+
+
+class LengthHandling(StrEnum):
+    """How a text readout compares labels of different lengths in tokens."""
+
+    SUM = "sum"
+    MEAN = "mean"
+    PRIOR = "prior"
+
+
+class Mode(StrEnum):
+    """Decide at once, or after a bounded thought."""
+
+    DIRECT = "direct"
+    REASONED = "reasoned"
+
+
+class Truncation(StrEnum):
+    """What happens to an input that does not fit: refused, or cut so that its head or its tail remains."""
+
+    REFUSE = "refuse"
+    HEAD = "head"
+    TAIL = "tail"
+
+
+#: Below this label mass a decision is deferred, unless the task says otherwise.
+DEFAULT_MIN_LABEL_MASS = {ReadoutKind.LETTER: 0.1, ReadoutKind.TEXT: 1e-4}
+
+
+@dataclass(frozen=True, slots=True)
+class ReadoutSpec:
+    """The readout a task asks for."""
+
+    kind: ReadoutKind = ReadoutKind.LETTER
+    length: LengthHandling = LengthHandling.SUM
+
+
+@dataclass(frozen=True, slots=True)
+class ThoughtSpec:
+    """Budget and sampling settings of the thought in reasoned mode.
+
+    `max_tokens` and `max_ms` bound it; whichever comes first ends it and the decision is read all the same.
+    `markers`: wrap the thought in `<think>` markers (None: only where the tokenizer has them).
+    """
+
+    max_tokens: int = 256
+    max_ms: int = 10_000
+    temperature: float = 0.6
+    top_p: float = 0.95
+    top_k: int = 20
+    seed: int = 0
+    markers: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PromptLayout:
+    """The words around question, options and input.
+
+    The prompt is `[system] question, options | input | instruction, answer_prefix`; all before the input is the same
+    for every request of a task, so it is cached. None means the default wording of the readout.
+    """
+
+    system: str | None = None
+    input_title: str = "Input"
+    instruction: str | None = None
+    answer_prefix: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionSpec:
+    """All that determines how an input is read: the same spec and input give the same prompt tokens and labels."""
+
+    question: Question
+    readout: ReadoutSpec = field(default_factory=ReadoutSpec)
+    mode: Mode = Mode.DIRECT
+    thought: ThoughtSpec = field(default_factory=ThoughtSpec)
+    layout: PromptLayout = field(default_factory=PromptLayout)
+    truncation: Truncation = Truncation.REFUSE
+    max_input_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PolicySpec:
+    """When an answer is trusted, reviewed or deferred.
+
+    `trust_at`, `defer_below`: thresholds in [0, 1] on `p_correct`, or on the raw probability where the task allows
+    uncalibrated trust. `min_label_mass`: None takes the readout's default.
+    """
+
+    allow_uncalibrated: bool = False
+    trust_at: float | None = None
+    defer_below: float | None = None
+    min_label_mass: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A registered decision, as its YAML file says it. `content_hash` covers everything but comments and layout."""
+
+    name: str
+    spec: DecisionSpec
+    policy: PolicySpec = field(default_factory=PolicySpec)
+    description: str | None = None
+    examples: tuple[str, ...] = ()
+    explain: bool = True
+    log_inputs: bool = False
+    content_hash: str = ""

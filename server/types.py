@@ -1,0 +1,103 @@
+"""The internal request and answer between the wires and the decide pipeline."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from demur.decision.task import DecisionSpec, PolicySpec, Task
+
+
+class Verdict(StrEnum):
+    """What the caller should do with a decision."""
+
+    TRUST = "trust"
+    REVIEW = "review"
+    DEFER = "defer"
+
+
+class Reason(StrEnum):
+    """Why a verdict was given; the closed list of docs/verdicts.md."""
+
+    ABOVE_TRUST_THRESHOLD = "above_trust_threshold"
+    BELOW_TRUST_THRESHOLD = "below_trust_threshold"
+    BELOW_DEFER_THRESHOLD = "below_defer_threshold"
+    UNCALIBRATED = "uncalibrated"
+    LOW_LABEL_MASS = "low_label_mass"
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyOverride:
+    """A caller's own thresholds; they may only tighten the task's."""
+
+    trust_at: float | None = None
+    defer_below: float | None = None
+    min_label_mass: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DecideRequest:
+    """One question about one input. `task` is None for an inline question, whose policy is the safe default."""
+
+    spec: DecisionSpec
+    input: str
+    task: Task | None = None
+    policy: PolicySpec = field(default_factory=PolicySpec)
+    override: PolicyOverride | None = None
+    explain: bool = False
+    cache_salt: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens: `prompt_tokens` and `cached_tokens` summed over the reads, `thought_tokens` generated."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    thought_tokens: int
+    reads: int
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Milliseconds: in all, and of that awaiting the engine."""
+
+    total_ms: float
+    engine_ms: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Decision:
+    """The internal answer, rendered by each wire in its own form. `probabilities` float64 [K] in option order."""
+
+    id: str
+    request: DecideRequest
+    index: int
+    verdict: Verdict
+    reason: Reason
+    probabilities: NDArray[np.float64]
+    label_mass: float
+    model: str
+    readout: str
+    readout_note: str | None
+    usage: Usage
+    timings: Timings
+    thought: str | None = None
+    thought_finish: str | None = None
+    truncated: bool = False
+    p_correct: float | None = None
+
+    @property
+    def name(self) -> str:
+        """The chosen option's name."""
+        return self.request.spec.question.options[self.index].name
+
+
+class Decider(Protocol):
+    """What the wires call. Raises only `DemurError`s; cancelling a call aborts its engine requests."""
+
+    async def decide(self, request: DecideRequest) -> Decision:
+        """Reads, calibrates and judges one request."""
+        ...
