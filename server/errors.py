@@ -56,61 +56,61 @@ class DemurError(Exception):
         self.extra = extra
 
 
-class BadRequest(DemurError):  # noqa: D101
+class BadRequest(DemurError):
     type, title, status = "bad_request", "Malformed request", 400
 
 
-class Unauthorized(DemurError):  # noqa: D101
+class Unauthorized(DemurError):
     type, title, status = "unauthorized", "Authentication required", 401
 
 
-class Forbidden(DemurError):  # noqa: D101
+class Forbidden(DemurError):
     type, title, status = "forbidden", "Not allowed with this key", 403
 
 
-class NotFound(DemurError):  # noqa: D101
+class NotFound(DemurError):
     type, title, status = "not_found", "Not found", 404
 
 
-class MethodNotAllowed(DemurError):  # noqa: D101
+class MethodNotAllowed(DemurError):
     type, title, status = "method_not_allowed", "Method not allowed", 405
 
 
-class Conflict(DemurError):  # noqa: D101
+class Conflict(DemurError):
     type, title, status = "conflict", "Conflict", 409
 
 
-class TooLarge(DemurError):  # noqa: D101
+class TooLarge(DemurError):
     type, title, status = "too_large", "Over a limit", 413
 
 
-class InputTooLong(TooLarge):  # noqa: D101
+class InputTooLong(TooLarge):
     type, title = "input_too_long", "Input longer than the context"
 
 
-class UnsupportedMediaType(DemurError):  # noqa: D101
+class UnsupportedMediaType(DemurError):
     type, title, status = "unsupported_media_type", "Unsupported media type", 415
 
 
-class Invalid(DemurError):  # noqa: D101
+class Invalid(DemurError):
     type, title, status = "invalid_request", "Invalid request", 422
 
 
-class Overloaded(DemurError):  # noqa: D101
+class Overloaded(DemurError):
     type, title, status = "overloaded", "Queue full", 429
 
 
-class InternalError(DemurError):  # noqa: D101
+class InternalError(DemurError):
     pass
 
 
-class Unavailable(DemurError):  # noqa: D101
+class Unavailable(DemurError):
     type, title, status = "unavailable", "Not available now", 503
 
 
-class EngineUnavailable(Unavailable):  # noqa: D101
+class EngineUnavailable(Unavailable):
     type, title = "engine_unavailable", "Engine not available"
 
 
-class DeadlineExceeded(DemurError):  # noqa: D101
+class DeadlineExceeded(DemurError):
     type, title, status = "deadline_exceeded", "Deadline exceeded", 504
