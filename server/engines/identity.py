@@ -64,12 +64,14 @@ def check_servable(directory: Path, *, cpu: bool) -> dict[str, Any]:
     heads = text.get("num_attention_heads") or text.get("n_head")
     hidden = text.get("hidden_size") or text.get("n_embd")
     head_size = text.get("head_dim") or (hidden // heads if heads and hidden else None)
-    if cpu and head_size is not None and head_size < 32:  # noqa: PLR2004
+    if cpu and head_size is not None and head_size < 32:
         raise ModelUnusable(f"its attention heads have size {head_size}; vLLM on a CPU needs 32 or more")
     return config
 
 
-def identify(directory: Path, *, name: str | None, engine: str, max_model_len: int, chat_template: str) -> ModelIdentity:
+def identify(
+    directory: Path, *, name: str | None, engine: str, max_model_len: int, chat_template: str
+) -> ModelIdentity:
     """Hashes the model's files. Reads all weights once (about 1 s per GB)."""
     weights = [*sorted(directory.glob("*.safetensors")), directory / "config.json"]
     if len(weights) == 1:

@@ -2,8 +2,7 @@
 
 import asyncio
 import os
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from itertools import count
@@ -151,7 +150,7 @@ class VllmEngine:
             (read,) = await self.read([prompt], [list(range(_PROBE_LABELS))])
         except EngineUnavailable:
             raise
-        except Exception:  # noqa: BLE001  whatever vLLM says no with
+        except Exception:  # whatever vLLM says no with
             self.label_limit = _STOCK_LIMIT
             return
         if not np.isfinite(read.logprobs).all():
@@ -161,9 +160,7 @@ class VllmEngine:
         """See `Engine.read`. More labels than one request may ask for are read in several, and merged."""
         if len(prompts) == 1:
             return [await self._read(prompts[0], labels[0])]
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self._read(*pair)) for pair in zip(prompts, labels, strict=True)]
-        return [task.result() for task in tasks]
+        return await _together([self._read(*pair) for pair in zip(prompts, labels, strict=True)])
 
     async def _read(self, prompt: TokenPrompt, labels: Sequence[int]) -> TokenRead:
         limit = self.label_limit
@@ -171,12 +168,9 @@ class VllmEngine:
             return await self._request(prompt, list(labels))
         parts = [list(labels[start : start + limit]) for start in range(0, len(labels), limit)]
         first = await self._request(prompt, parts[0])  # alone, so that the others find the prompt cached
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self._request(prompt, part)) for part in parts[1:]]
-        rest = [task.result() for task in tasks]
-        return TokenRead(
-            np.concatenate([first.logprobs, *(read.logprobs for read in rest)]), first.prompt_tokens, first.cached_tokens
-        )
+        rest = await _together([self._request(prompt, part) for part in parts[1:]])
+        merged = np.concatenate([first.logprobs, *(read.logprobs for read in rest)])
+        return TokenRead(merged, first.prompt_tokens, first.cached_tokens)
 
     async def _request(self, prompt: TokenPrompt, labels: list[int]) -> TokenRead:
         parameters = self._sampling(
@@ -294,6 +288,19 @@ class VllmEngine:
             await asyncio.to_thread(watch.kill, self.processes)
         self._llm.shutdown()
         await asyncio.to_thread(watch.kill, self.processes)
+        self._llm = None  # now, while its finalizer still can
+
+
+async def _together(reads: Sequence[Coroutine[Any, Any, TokenRead]]) -> list[TokenRead]:
+    """All reads at once. The first failure ends the others and is raised as it is."""
+    tasks = [asyncio.ensure_future(read) for read in reads]
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
 
 
 def _engine_arguments(settings: VllmSettings, directory: str, config: dict[str, Any]) -> dict[str, Any]:

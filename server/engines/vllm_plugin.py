@@ -1,7 +1,7 @@
 """A vLLM general plugin: lets one request read the log-probabilities of up to 256 token ids.
 
-vLLM loads entry points of the group `vllm.general_plugins` in every process it starts, so the limit is also raised in the
-GPU workers, which size a buffer by it. The CPU's V1 runner has no limit of its own.
+vLLM loads entry points of the group `vllm.general_plugins` in every process it starts, so the limit is also raised in
+the GPU workers, which size a buffer by it. The CPU's V1 runner has no limit of its own.
 """
 
 import sys

@@ -1,7 +1,7 @@
 """Watching an engine's processes: vLLM offers no callback, so whoever serves has to look.
 
-An engine is *dead* when one of its processes is gone, and *hung* when one is stopped, or when work is pending and nothing
-has come out of it for `hang_timeout` seconds.
+An engine is *dead* when one of its processes is gone, and *hung* when one is stopped, or when work is pending and
+nothing has come out of it for `hang_timeout` seconds.
 """
 
 import asyncio
