@@ -1,0 +1,209 @@
+"""The decide pipeline: request -> prompt tokens -> engine -> readout -> policy -> decision."""
+
+import asyncio
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from demur.decision.errors import InputTooLongError, LabelError, UnusableModelError
+from demur.decision.prompt import CompiledPrompt, PromptBuilder, RenderedPrompt, TokenPrompt
+from demur.decision.readout import Readout
+from demur.decision.task import DecisionSpec, Mode, Task
+from demur.server.engines.base import Engine, Generation, TokenRead
+from demur.server.errors import EngineUnavailable, Fault, InputTooLong, Invalid
+from demur.server.policy import judge
+from demur.server.types import DecideRequest, Decision, Timings, Usage
+
+#: Compiled inline questions that are kept; registered tasks are kept besides.
+_KEPT_QUESTIONS = 256
+#: Longer inputs are tokenized off the event loop.
+_LONG_INPUT = 4_096
+
+
+@dataclass(slots=True)
+class _Meter:
+    """What one decision has used so far."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    thought_tokens: int = 0
+    reads: int = 0
+    engine_seconds: float = 0.0
+
+    def count(self, reads: Iterable[TokenRead | Generation]) -> None:
+        for read in reads:
+            self.prompt_tokens += read.prompt_tokens
+            self.cached_tokens += read.cached_tokens
+            self.reads += 1
+
+
+@dataclass(slots=True, eq=False)
+class _Compiled:
+    """A compiled question and, once it was needed, its labels' log-probabilities under a content-free input."""
+
+    prompt: CompiledPrompt
+    prior: NDArray[np.float64] | None = None
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+class DecidePipeline:
+    """Implements `Decider` on an engine."""
+
+    def __init__(self, engine: Engine, *, max_input_tokens: int, on_engine: Callable[[float], None] = lambda _: None):
+        self.engine = engine
+        self.prompts = PromptBuilder(engine.tokenizer)
+        self._context = engine.identity.max_model_len
+        self._max_input_tokens = max_input_tokens
+        self._on_engine = on_engine
+        self._questions: OrderedDict[DecisionSpec, _Compiled] = OrderedDict()
+        self._registered: dict[DecisionSpec, _Compiled] = {}
+
+    def register(self, tasks: Iterable[Task]) -> None:
+        """Compiles tasks and keeps them, in place of those registered before. Raises LabelError, UnusableModelError."""
+        self._registered = {task.spec: self._registered.get(task.spec) or self._new(task.spec) for task in tasks}
+
+    async def warm(self, tasks: Iterable[Task]) -> None:
+        """Reads every task once, so that its prefix is cached and its labels are known to work."""
+        for task in tasks:
+            compiled = self._registered[task.spec].prompt
+            ids = compiled.render_content_free()
+            self._check_fixed(compiled)
+            await self.engine.read(
+                [TokenPrompt(ids + read.suffix) for read in compiled.plan.reads],
+                [read.ids for read in compiled.plan.reads],
+            )
+
+    async def decide(self, request: DecideRequest) -> Decision:
+        """See `Decider.decide`."""
+        start = time.perf_counter()
+        meter = _Meter()
+        compiled = self._compiled(request.spec)
+        prompt = compiled.prompt
+        rendered = await self._render(prompt, request.input)
+        ids = rendered.ids
+        thought: Generation | None = None
+        if request.spec.mode is Mode.REASONED:
+            thought = await self._think(prompt, ids, request, meter)
+            ids = prompt.close_thought(ids, thought.ids)
+        prior = await self._prior(compiled, meter) if prompt.plan.needs_prior else None
+        readout = await self._read(prompt, ids, request.cache_salt, meter, prior)
+        probabilities = readout.probabilities
+        index = readout.decision
+        judgement = judge(
+            request.policy,
+            request.override,
+            readout=prompt.plan.kind,
+            probability=float(probabilities[index]),
+            p_correct=None,
+            label_mass=readout.label_mass,
+        )
+        total = time.perf_counter() - start
+        self._on_engine(meter.engine_seconds)
+        return Decision(
+            id=new_id(),
+            request=request,
+            index=index,
+            verdict=judgement.verdict,
+            reason=judgement.reason,
+            probabilities=probabilities,
+            label_mass=readout.label_mass,
+            model=self.engine.identity.name,
+            readout=prompt.plan.kind.value,
+            readout_note=prompt.plan.note,
+            usage=Usage(meter.prompt_tokens, meter.cached_tokens, meter.thought_tokens, meter.reads),
+            timings=Timings(total * 1e3, meter.engine_seconds * 1e3),
+            thought=self.engine.tokenizer.decode(thought.ids) if thought and request.explain else None,
+            thought_finish=thought.finish_reason if thought else None,
+            truncated=rendered.truncated,
+        )
+
+    def _compiled(self, spec: DecisionSpec) -> _Compiled:
+        if (registered := self._registered.get(spec)) is not None:
+            return registered
+        if (known := self._questions.get(spec)) is not None:
+            self._questions.move_to_end(spec)
+            return known
+        try:
+            compiled = self._new(spec)
+        except LabelError as error:
+            faults = tuple(Fault(("options", option), str(error), "label_collision") for option in error.options)
+            raise Invalid(str(error), faults=faults) from None
+        except UnusableModelError as error:
+            raise Invalid(str(error)) from None
+        self._questions[spec] = compiled
+        if len(self._questions) > _KEPT_QUESTIONS:
+            self._questions.popitem(last=False)
+        return compiled
+
+    def _new(self, spec: DecisionSpec) -> _Compiled:
+        return _Compiled(self.prompts.compile(spec))
+
+    async def _render(self, prompt: CompiledPrompt, text: str) -> RenderedPrompt:
+        # The server's limit is on the input alone, the context's on everything.
+        limit = min(self._context, prompt.fixed_tokens + self._max_input_tokens)
+        try:
+            if len(text) > _LONG_INPUT:
+                return await asyncio.to_thread(prompt.render, text, limit)
+            return prompt.render(text, limit)
+        except InputTooLongError as error:
+            raise InputTooLong(str(error), tokens=error.tokens, allowed=error.allowed) from None
+
+    def _check_fixed(self, prompt: CompiledPrompt) -> None:
+        if prompt.fixed_tokens >= self._context:
+            raise InputTooLong(
+                f"question and options take {prompt.fixed_tokens} of {self._context} tokens of context",
+                tokens=prompt.fixed_tokens,
+                allowed=self._context,
+            )
+
+    async def _think(
+        self, prompt: CompiledPrompt, ids: tuple[int, ...], request: DecideRequest, meter: _Meter
+    ) -> Generation:
+        start = time.perf_counter()
+        thought = await self.engine.generate(
+            TokenPrompt(ids, request.cache_salt), request.spec.thought, prompt.stop_ids
+        )
+        meter.engine_seconds += time.perf_counter() - start
+        meter.count([thought])
+        meter.thought_tokens = len(thought.ids)
+        return thought
+
+    async def _read(
+        self,
+        prompt: CompiledPrompt,
+        ids: tuple[int, ...],
+        salt: str | None,
+        meter: _Meter,
+        prior: NDArray[np.float64] | None,
+    ) -> Readout:
+        plan = prompt.plan
+        start = time.perf_counter()
+        reads = await self.engine.read(
+            [TokenPrompt(ids + read.suffix, salt) for read in plan.reads], [read.ids for read in plan.reads]
+        )
+        meter.engine_seconds += time.perf_counter() - start
+        meter.count(reads)
+        try:
+            return plan.combine([read.logprobs for read in reads], prior)
+        except ValueError as error:
+            raise EngineUnavailable(f"the engine returned an unusable read: {error}") from error
+
+    async def _prior(self, compiled: _Compiled, meter: _Meter) -> NDArray[np.float64]:
+        """The labels' log-probabilities under a content-free input, read once per question."""
+        async with compiled.lock:
+            if compiled.prior is None:
+                prompt = compiled.prompt
+                ids = prompt.render_content_free()
+                zero = np.zeros(len(prompt.plan.labels))
+                compiled.prior = (await self._read(prompt, ids, None, meter, zero)).logprobs
+            return compiled.prior
+
+
+def new_id() -> str:
+    """A decision id: the server's own, sortable by time, not to be guessed."""
+    return f"dec_{time.time_ns() // 1_000_000:012x}{secrets.token_hex(10)}"
