@@ -4,7 +4,7 @@ import asyncio
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -51,32 +51,48 @@ class _Compiled:
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Tasks that were compiled and wait to be adopted."""
+
+    compiled: dict[DecisionSpec, _Compiled]
+
+
 class DecidePipeline:
     """Implements `Decider` on an engine."""
 
-    def __init__(self, engine: Engine, *, max_input_tokens: int, on_engine: Callable[[float], None] = lambda _: None):
+    def __init__(self, engine: Engine, *, max_input_tokens: int) -> None:
         self.engine = engine
         self.prompts = PromptBuilder(engine.tokenizer)
         self._context = engine.identity.max_model_len
         self._max_input_tokens = max_input_tokens
-        self._on_engine = on_engine
         self._questions: OrderedDict[DecisionSpec, _Compiled] = OrderedDict()
         self._registered: dict[DecisionSpec, _Compiled] = {}
 
-    def register(self, tasks: Iterable[Task]) -> None:
-        """Compiles tasks and keeps them, in place of those registered before. Raises LabelError, UnusableModelError."""
-        self._registered = {task.spec: self._registered.get(task.spec) or self._new(task.spec) for task in tasks}
-
-    async def warm(self, tasks: Iterable[Task]) -> None:
-        """Reads every task once, so that its prefix is cached and its labels are known to work."""
+    def prepare(self, tasks: Iterable[Task]) -> Prepared:
+        """Compiles tasks. Raises LabelError or UnusableModelError, naming the task, and changes nothing."""
+        compiled: dict[DecisionSpec, _Compiled] = {}
         for task in tasks:
-            compiled = self._registered[task.spec].prompt
-            ids = compiled.render_content_free()
-            self._check_fixed(compiled)
-            await self.engine.read(
-                [TokenPrompt(ids + read.suffix) for read in compiled.plan.reads],
-                [read.ids for read in compiled.plan.reads],
-            )
+            try:
+                compiled[task.spec] = self._registered.get(task.spec) or self._new(task.spec)
+            except LabelError as error:
+                raise LabelError(f"task {task.name}: {error}", error.options) from None
+            except UnusableModelError as error:
+                raise UnusableModelError(f"task {task.name}: {error}") from None
+            prompt = compiled[task.spec].prompt
+            if prompt.fixed_tokens >= self._context:
+                raise UnusableModelError(
+                    f"task {task.name}: question, options and thought take {prompt.fixed_tokens} tokens, and the "
+                    f"context has {self._context}"
+                )
+        return Prepared(compiled)
+
+    async def adopt(self, prepared: Prepared) -> None:
+        """Reads every prepared task once, so that its prefix is cached, and keeps them in place of those before."""
+        for compiled in prepared.compiled.values():
+            prompt = compiled.prompt
+            await self._read(prompt, prompt.render_content_free(), None, _Meter(), np.zeros(len(prompt.plan.labels)))
+        self._registered = prepared.compiled
 
     async def decide(self, request: DecideRequest) -> Decision:
         """See `Decider.decide`."""
@@ -103,7 +119,6 @@ class DecidePipeline:
             label_mass=readout.label_mass,
         )
         total = time.perf_counter() - start
-        self._on_engine(meter.engine_seconds)
         return Decision(
             id=new_id(),
             request=request,
@@ -152,14 +167,6 @@ class DecidePipeline:
             return prompt.render(text, limit)
         except InputTooLongError as error:
             raise InputTooLong(str(error), tokens=error.tokens, allowed=error.allowed) from None
-
-    def _check_fixed(self, prompt: CompiledPrompt) -> None:
-        if prompt.fixed_tokens >= self._context:
-            raise InputTooLong(
-                f"question and options take {prompt.fixed_tokens} of {self._context} tokens of context",
-                tokens=prompt.fixed_tokens,
-                allowed=self._context,
-            )
 
     async def _think(
         self, prompt: CompiledPrompt, ids: tuple[int, ...], request: DecideRequest, meter: _Meter

@@ -1,11 +1,13 @@
 """Decision-token reads on vLLM's `AsyncLLM`, in this process (its workers are child processes)."""
 
 import asyncio
+import gc
 import os
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -96,18 +98,13 @@ class VllmEngine:
         config = check_servable(directory, cpu=on_cpu())
         _prepare_environment(settings)
         before = {process.pid for process in watch.children()}
-        from transformers import AutoTokenizer
-        from vllm import AsyncEngineArgs
-        from vllm.v1.engine.async_llm import AsyncLLM
-
-        if settings.wide_reads:
-            raise_label_limit()
         try:
-            tokenizer = AutoTokenizer.from_pretrained(directory)
-            arguments = AsyncEngineArgs(**_engine_arguments(settings, str(directory), config))
-            llm = AsyncLLM.from_engine_args(arguments)
-        except Exception as error:
+            # In a thread: it takes a minute, and whoever serves answers probes meanwhile.
+            llm, tokenizer = await asyncio.to_thread(_start_vllm, settings, directory, config)
+        except BaseException as error:
             watch.kill([process for process in watch.children() if process.pid not in before])
+            if not isinstance(error, Exception):
+                raise
             raise ModelUnusable(f"vLLM cannot serve {directory.name}: {_first_line(error)}") from error
         processes = [process for process in watch.children() if process.pid not in before]
         try:
@@ -288,7 +285,20 @@ class VllmEngine:
             await asyncio.to_thread(watch.kill, self.processes)
         self._llm.shutdown()
         await asyncio.to_thread(watch.kill, self.processes)
-        self._llm = None  # now, while its finalizer still can
+        self._llm = None
+        gc.collect()  # its finalizer runs now, while what it needs is still there
+
+
+def _start_vllm(settings: VllmSettings, directory: Path, config: dict[str, Any]) -> tuple[Any, Any]:
+    from transformers import AutoTokenizer
+    from vllm import AsyncEngineArgs
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    if settings.wide_reads:
+        raise_label_limit()
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    arguments = AsyncEngineArgs(**_engine_arguments(settings, str(directory), config))
+    return AsyncLLM.from_engine_args(arguments), tokenizer
 
 
 async def _together(reads: Sequence[Coroutine[Any, Any, TokenRead]]) -> list[TokenRead]:
