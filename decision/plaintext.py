@@ -42,7 +42,8 @@ class PlainTokenizer:
         ids = {int(token["id"]) for token in state["added_tokens"]}
         self.added_ids: frozenset[int] = frozenset(ids | {int(token) for token in tokenizer.all_special_ids})
         self._plain = Tokenizer.from_str(json.dumps(_plain_state(state)))
-        self._stand_in = next((c for c in STAND_INS if self.added_ids.isdisjoint(self._raw(c))), "")
+        usable = (c for c in STAND_INS if self._raw(c) and self.added_ids.isdisjoint(self._raw(c)))
+        self._stand_in = next(usable, "")
         self.bos_ids = self._leading_ids()
 
     def encode(self, text: str) -> list[int]:

@@ -131,7 +131,7 @@ class PromptBuilder:
         text = words(spec.question, spec.layout, plan.kind, codes, unmarked_thought=unmarked)
         head = [*frame.before]
         if frame.between is not None:
-            head += [*self.encode((spec.layout.system or "").strip()), *frame.between]
+            head += [*self.encode(frame.leads[0] + (spec.layout.system or "").strip()), *frame.between]
         tail = (*self.encode(text.after), *frame.after)
         answer_ids = tuple(self.encode(context))
         if thinks:
@@ -139,7 +139,7 @@ class PromptBuilder:
             tail, answer_ids = (*tail, *opening), (*closing, *answer_ids)
         return CompiledPrompt(
             spec=spec,
-            head=(*head, *self.encode(text.before)),
+            head=(*head, *self.encode(frame.leads[1] + text.before)),
             tail=tail if thinks else (*tail, *answer_ids),
             after_thought=answer_ids if thinks else (),
             stop_ids=self._stop_ids(frame) if thinks else (),

@@ -28,13 +28,15 @@ _REPLY = "QreplyofthemodelQ"
 class Frame:
     """Token ids around users' text: `before` [system text, `between`] user text `after`, where the answer starts.
 
-    `between` is None in a frame without a system message. `closing`: the marker that closes the thought in which the
-    frame ends, None where it ends outside of one.
+    `between` is None in a frame without a system message. `leads`: what the template writes right before the system
+    text ("" without one) and the user text, "" or " "; it is tokenized as the space of the text's first word.
+    `closing`: the marker that closes the thought in which the frame ends, None where it ends outside of one.
     """
 
     before: tuple[int, ...]
     between: tuple[int, ...] | None
     after: tuple[int, ...]
+    leads: tuple[str, str] = ("", "")
     closing: str | None = None
 
 
@@ -76,7 +78,7 @@ class ChatTemplate:
             blank = tuple(self._text.encode("\n\n"))
             tail, closing = self._thought("", thinking=thinking)
             after = blank + tuple(self._text.control(tail))
-            return Frame(self._text.bos_ids, blank if system else None, after, closing)
+            return Frame(self._text.bos_ids, blank if system else None, after, closing=closing)
         try:
             pieces = self._pieces(system=system, thinking=thinking)
         except UnusableModelError as error:
@@ -85,10 +87,19 @@ class ChatTemplate:
                     f"{error}; without a system message it works, so move `layout.system` into the question"
                 ) from error
             raise
-        tail, marker = self._thought(pieces[-1], thinking=thinking)
-        before = tuple(self._text.control(pieces[0], first=True))
-        between = tuple(self._text.control(pieces[1])) if system else None
-        return Frame(before, between, tuple(self._text.control(tail)), marker)
+        *openings, tail = pieces
+        tail, closing = self._thought(tail, thinking=thinking)
+        leads = [" " if piece.endswith(" ") else "" for piece in openings]
+        ids = [
+            tuple(self._text.control(piece.removesuffix(" "), first=index == 0)) for index, piece in enumerate(openings)
+        ]
+        return Frame(
+            before=ids[0],
+            between=ids[1] if system else None,
+            after=tuple(self._text.control(tail)),
+            leads=(leads[0] if system else "", leads[-1]),
+            closing=closing,
+        )
 
     def _pieces(self, *, system: bool, thinking: bool) -> list[str]:
         sentinels = [_SYSTEM, _USER] if system else [_USER]
