@@ -7,7 +7,7 @@
 
 from demur.clients._answers import Item
 from demur.clients._async import AsyncClient
-from demur.clients._calls import Ask, JsonInput, Policy
+from demur.clients._calls import Ask, JsonInput, Policy, Thought
 from demur.clients._errors import (
     AuthenticationError,
     Conflict,
@@ -67,6 +67,7 @@ __all__ = [
     "RetryPolicy",
     "ServerError",
     "TaskInfo",
+    "Thought",
     "Timeout",
     "Timings",
     "TooLarge",

@@ -17,8 +17,8 @@ from demur.clients._models import Answer, ModelInfo, TaskInfo, Version
 
 T = TypeVar("T")
 
-#: An input: text, or any JSON value, which the server renders canonically.
-JsonInput = str | int | float | bool | None | Sequence[Any] | Mapping[str, Any]
+#: An input: text, or a JSON value other than null, which the server renders canonically.
+JsonInput = str | int | float | bool | Sequence[Any] | Mapping[str, Any]
 
 
 class Policy(TypedDict, total=False):
@@ -29,12 +29,27 @@ class Policy(TypedDict, total=False):
     min_label_mass: float
 
 
+class Thought(TypedDict, total=False):
+    """Budget and sampling of the thought in reasoned mode, for an inline question."""
+
+    max_tokens: int
+    max_ms: int
+    temperature: float
+    top_p: float
+    top_k: int
+    seed: int
+    markers: bool
+
+
 class Ask(TypedDict, total=False):
     """The keywords of `decide`, `decide_batch` and `decide_many`: either `task`, or `question` and `options`.
 
     task : name of a registered task.
     question : an inline question.
     options : its 2 to 255 options in order: names, or names mapped to descriptions.
+    readout : of an inline question: labels are letters, or the options' own text.
+    thought : of an inline question: budget and sampling in reasoned mode.
+    truncation : of an inline question: refuse an input that does not fit, or keep its head or its tail.
     mode : decide at once (`direct`) or after a bounded thought (`reasoned`); the task's own mode if not given.
     policy : thresholds that tighten the task's.
     explain : ask for the thought, where there is one.
@@ -45,6 +60,9 @@ class Ask(TypedDict, total=False):
     task: str
     question: str
     options: Sequence[str] | Mapping[str, str | None]
+    readout: Literal["letter", "text"]
+    thought: Thought
+    truncation: Literal["refuse", "head", "tail"]
     mode: Literal["direct", "reasoned"]
     policy: Policy
     explain: bool

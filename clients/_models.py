@@ -80,10 +80,15 @@ class Answer(AnswerModel):
     calibration: Calibration | None = None
     certificate: Certificate | None = None
     task: str | None = None
+    task_hash: str | None = None
     model: str | None = None
+    mode: str | None = None
+    readout: str | None = None
+    readout_note: str | None = None
     usage: Usage | None = None
     timings: Timings | None = None
     thought: str | None = None
+    thought_finish: str | None = None
     truncated: bool = False
 
     @model_validator(mode="before")

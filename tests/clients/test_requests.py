@@ -44,7 +44,7 @@ async def test_an_inline_question_keeps_the_order_of_its_options(connect, script
     assert body == {"question": "Spam?", "options": sent, "policy": policy, "input": {"subject": "Gewinn!"}}
 
 
-@pytest.mark.parametrize("value", ["", None, 0, False, [], {}, ["a", {"b": None}], "naïve ☕ 漢字 \u0000"])
+@pytest.mark.parametrize("value", ["", 0, False, [], {}, ["a", {"b": None}], "naïve ☕ 漢字 \u0000"])
 async def test_any_json_value_is_an_input(connect, script, answer, value):
     server = script(ok(answer))
     await connect(server)("decide", value, task="t")
