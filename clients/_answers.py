@@ -7,6 +7,8 @@ from typing import Any
 from demur.clients._errors import DemurClientError, Fault, Problem, error_for
 from demur.clients._models import Answer
 
+_TYPE_PREFIX = "urn:demur:problem:"
+
 
 @dataclass(frozen=True, slots=True)
 class Item:
@@ -48,14 +50,15 @@ def read_problem(
     members = dict(data) if isinstance(data, dict) else {}
     members.pop("status", None)
     faults = members.pop("faults", None)
+    pause = members.pop("retry_after", None)
     return Problem(
         status=status,
-        type=str(members.pop("type", "about:blank")),
+        type=str(members.pop("type", "about:blank")).removeprefix(_TYPE_PREFIX),
         title=str(members.pop("title", title)),
         detail=str(members.pop("detail", "")),
         faults=tuple(_read_faults(faults)),
         request_id=str(members.pop("request_id", None) or "") or request_id,
-        retry_after=retry_after,
+        retry_after=float(pause) if retry_after is None and isinstance(pause, int | float) else retry_after,
         extra=members,
     )
 

@@ -53,7 +53,10 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A problem document (RFC 9457). `type` is stable, `extra` holds further members such as a limit and a size."""
+    """A problem document (RFC 9457).
+
+    `type` is stable, without its `urn:demur:problem:`; `extra` holds further members such as a limit and a size.
+    """
 
     status: int
     type: str

@@ -105,12 +105,27 @@ class Answer(AnswerModel):
         return self.verdict is Verdict.TRUST
 
 
+class OptionInfo(AnswerModel):
+    """An option of a registered task."""
+
+    name: str
+    description: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_name(cls, data: Any) -> Any:
+        return {"name": data} if isinstance(data, str) else data
+
+
 class TaskInfo(AnswerModel):
-    """A registered task; its question, options, readout and policy are in `model_extra` as the server sends them."""
+    """A registered task. `Client.tasks` gives a summary; `Client.task` all of it, the rest in `model_extra`."""
 
     name: str
     description: str | None = None
     content_hash: str | None = None
+    question: str | None = None
+    options: tuple[OptionInfo, ...] = ()
+    mode: str | None = None
 
 
 class ModelInfo(AnswerModel):
@@ -120,6 +135,7 @@ class ModelInfo(AnswerModel):
 
 
 class Version(AnswerModel):
-    """The server's version, and what else it says of itself."""
+    """The server's version, and the model that it serves."""
 
     version: str
+    model: str | None = None

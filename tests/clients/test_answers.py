@@ -14,7 +14,7 @@ from demur.server.types import Verdict as ServerVerdict
 
 FAULT = {"path": ["options", 1, "name"], "message": "duplicate", "type": "duplicate_option"}
 PROBLEM = {
-    "type": "invalid_request",
+    "type": "urn:demur:problem:invalid_request",
     "title": "Invalid request",
     "status": 422,
     "detail": "1 fault",
@@ -138,17 +138,20 @@ async def test_an_answer_that_is_none_of_demurs_is_said_so(connect, script, resp
 
 
 async def test_the_other_routes_are_read(connect, script):
-    tasks = {"tasks": [{"name": "intent", "content_hash": "ab", "question": "Which?"}]}
+    tasks = {"tasks": [{"name": "intent", "options": ["a", "b"], "readout": "letter"}]}
+    whole = {**tasks["tasks"][0], "options": [{"name": "a", "description": "the first"}, {"name": "b"}]}
     server = script(
         httpx.Response(200, json=tasks),
-        httpx.Response(200, json=tasks["tasks"][0]),
+        httpx.Response(200, json=whole),
         httpx.Response(200, json={"object": "list", "data": [{"id": "jev-latest"}]}),
         httpx.Response(200, json={"version": "0.1.0", "model": "demo"}),
     )
     face = connect(server)
     (listed,) = await face("tasks")
-    assert listed == await face("task", "intent")
-    assert listed.model_extra == {"question": "Which?"}
+    shown = await face("task", "intent")
+    assert [option.name for option in listed.options] == [option.name for option in shown.options] == ["a", "b"]
+    assert [option.description for option in shown.options] == ["the first", None]
+    assert listed.model_extra == {"readout": "letter"}
     assert [model.id for model in await face("models")] == ["jev-latest"]
     assert (await face("version")).version == "0.1.0"
 
@@ -176,11 +179,14 @@ async def test_a_probe_of_something_else_is_an_error(connect, script):
 
 
 async def test_a_batch_answer_gives_an_outcome_per_input(connect, script, answer):
-    items = [{"status": 200, "answer": answer}, {"status": 413, "problem": {**PROBLEM, "status": 413}}]
+    items = [
+        {"status": 200, "answer": answer},
+        {"status": 413, "problem": {**PROBLEM, "status": 413, "retry_after": 2}},
+    ]
     face = connect(script(httpx.Response(200, json={"items": items})))
     good, bad = await face("decide_batch", ["a", "b"], task="t")
     assert (good.index, good.unwrap().decision) == (0, "billing")
-    assert (bad.index, bad.answer, type(bad.error)) == (1, None, api.TooLarge)
+    assert (bad.index, bad.answer, type(bad.error), bad.error.retry_after) == (1, None, api.TooLarge, 2)
     with pytest.raises(api.TooLarge):
         bad.unwrap()
 
