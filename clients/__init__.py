@@ -1,1 +1,81 @@
-"""The Python client of a Demur server. Imports nothing of the server."""
+"""The Python client: `Client` blocks, `AsyncClient` awaits; both need only httpx and pydantic.
+
+>>> with Client() as client:  # doctest: +SKIP
+...     answer = client.decide("I was charged twice", task="intent")
+...     answer.decision if answer.trusted else ask_a_person(answer)
+"""
+
+from demur.clients._answers import Item
+from demur.clients._async import AsyncClient
+from demur.clients._calls import Ask, JsonInput, Policy, Thought
+from demur.clients._errors import (
+    AuthenticationError,
+    Conflict,
+    ConnectionFailed,
+    DeadlineExceeded,
+    DemurClientError,
+    Fault,
+    InvalidRequest,
+    NotFound,
+    Overloaded,
+    PermissionDenied,
+    Problem,
+    ProblemError,
+    ServerError,
+    Timeout,
+    TooLarge,
+    Unavailable,
+    UnexpectedAnswer,
+)
+from demur.clients._models import (
+    Answer,
+    Calibration,
+    Certificate,
+    ModelInfo,
+    OptionInfo,
+    TaskInfo,
+    Timings,
+    Usage,
+    Verdict,
+    Version,
+)
+from demur.clients._retry import RetryPolicy
+from demur.clients._sync import Client
+
+__all__ = [
+    "Answer",
+    "Ask",
+    "AsyncClient",
+    "AuthenticationError",
+    "Calibration",
+    "Certificate",
+    "Client",
+    "Conflict",
+    "ConnectionFailed",
+    "DeadlineExceeded",
+    "DemurClientError",
+    "Fault",
+    "InvalidRequest",
+    "Item",
+    "JsonInput",
+    "ModelInfo",
+    "NotFound",
+    "OptionInfo",
+    "Overloaded",
+    "PermissionDenied",
+    "Policy",
+    "Problem",
+    "ProblemError",
+    "RetryPolicy",
+    "ServerError",
+    "TaskInfo",
+    "Thought",
+    "Timeout",
+    "Timings",
+    "TooLarge",
+    "Unavailable",
+    "UnexpectedAnswer",
+    "Usage",
+    "Verdict",
+    "Version",
+]

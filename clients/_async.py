@@ -1,0 +1,141 @@
+"""The awaiting client, on asyncio."""
+
+import asyncio
+import itertools
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from types import TracebackType
+from typing import Self, TypeVar, Unpack
+
+import httpx
+
+from demur.clients import _calls
+from demur.clients._answers import Item
+from demur.clients._calls import Ask, Call, JsonInput
+from demur.clients._config import DEFAULT_TIMEOUT, resolve
+from demur.clients._errors import ConnectionFailed, DemurClientError, Timeout, Unavailable
+from demur.clients._exchange import Pause, exchange
+from demur.clients._many import Batch, batches
+from demur.clients._models import Answer, ModelInfo, TaskInfo, Version
+from demur.clients._retry import RetryPolicy
+
+T = TypeVar("T")
+
+
+class AsyncClient:
+    """An awaiting client for one event loop. Parameters and methods as of `Client`; close it with `aclose`."""
+
+    def __init__(
+        self,
+        base_url: str | None = None,
+        *,
+        api_key: str | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
+        retry: RetryPolicy | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._settings = resolve(base_url, api_key, timeout, retry)
+        self._http = httpx.AsyncClient(transport=transport)
+        self._clock = clock
+        self._sleep = sleep
+
+    async def decide(self, value: JsonInput, /, **ask: Unpack[Ask]) -> Answer:
+        """Decides one input. Keywords as in `Ask`. Raises `DemurClientError`."""
+        return await self._run(_calls.decide(value, ask))
+
+    async def decide_batch(self, values: Sequence[JsonInput], /, **ask: Unpack[Ask]) -> list[Item]:
+        """As `Client.decide_batch`."""
+        return await self._run(_calls.decide_batch(values, ask))
+
+    async def decide_many(
+        self, inputs: Iterable[JsonInput], /, *, batch_size: int = 32, concurrency: int = 4, **ask: Unpack[Ask]
+    ) -> AsyncIterator[Item]:
+        """As `Client.decide_many`; leaving the iteration early (and closing it) cancels the batches under way."""
+        ahead = batches(inputs, batch_size, concurrency)
+        pending: deque[asyncio.Task[list[Item]]] = deque()
+        try:
+            pending.extend(
+                asyncio.create_task(self._batch(batch, ask)) for batch in itertools.islice(ahead, concurrency)
+            )
+            while pending:
+                items = await pending[0]
+                pending.popleft()
+                pending.extend(asyncio.create_task(self._batch(batch, ask)) for batch in itertools.islice(ahead, 1))
+                for item in items:
+                    yield item
+        finally:
+            for task in pending:
+                task.cancel()
+            await asyncio.gather(*pending, return_exceptions=True)
+
+    async def tasks(self) -> list[TaskInfo]:
+        """The registered tasks."""
+        return await self._run(_calls.tasks())
+
+    async def task(self, name: str) -> TaskInfo:
+        """One registered task. Raises `NotFound`."""
+        return await self._run(_calls.task(name))
+
+    async def models(self) -> list[ModelInfo]:
+        """The model names that the server answers to."""
+        return await self._run(_calls.models())
+
+    async def version(self) -> Version:
+        """The server's version."""
+        return await self._run(_calls.version())
+
+    async def ready(self) -> bool:
+        """Whether the server takes decisions now. Asked once; a server that cannot be reached is not ready."""
+        return await self._probe("/readyz")
+
+    async def healthy(self) -> bool:
+        """Whether the server process answers. Asked once; a server that cannot be reached is not healthy."""
+        return await self._probe("/healthz")
+
+    async def aclose(self) -> None:
+        """Closes the connections."""
+        await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def __repr__(self) -> str:
+        return f"AsyncClient({str(self._settings.base_url)!r})"
+
+    async def _probe(self, path: str) -> bool:
+        try:
+            return await self._run(_calls.probe(path))
+        except (ConnectionFailed, Timeout, Unavailable):
+            return False
+
+    async def _batch(self, batch: Batch, ask: Ask) -> list[Item]:
+        try:
+            return batch.outcomes(await self._run(_calls.decide_batch(batch.values, ask)))
+        except DemurClientError as error:
+            return batch.failures(error)
+
+    async def _run(self, call: Call[T]) -> T:
+        steps = exchange(call, self._settings, self._clock)
+        reply: httpx.Response | httpx.RequestError | None = None
+        while True:
+            try:
+                step = steps.send(reply)
+            except StopIteration as done:
+                answer: T = done.value
+                return answer
+            reply = None
+            if isinstance(step, Pause):
+                await self._sleep(step.seconds)
+                continue
+            try:
+                reply = await self._http.send(step.request)
+            except httpx.RequestError as error:
+                reply = error

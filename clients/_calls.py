@@ -1,0 +1,158 @@
+"""What is asked: calls built from arguments, without any input or output.
+
+A `Call` is one HTTP request and how to read its answer; `_exchange` sends it and tries again.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, TypedDict, TypeVar
+from urllib.parse import quote
+
+import httpx
+
+from demur.clients import _answers
+from demur.clients._answers import Item
+from demur.clients._models import Answer, ModelInfo, TaskInfo, Version
+
+T = TypeVar("T")
+
+#: An input: text, or a JSON value other than null, which the server renders canonically.
+JsonInput = str | int | float | bool | Sequence[Any] | Mapping[str, Any]
+
+
+class Policy(TypedDict, total=False):
+    """Thresholds in [0, 1] for one call; they may only tighten the task's."""
+
+    trust_at: float
+    defer_below: float
+    min_label_mass: float
+
+
+class Thought(TypedDict, total=False):
+    """Budget and sampling of the thought in reasoned mode, for an inline question."""
+
+    max_tokens: int
+    max_ms: int
+    temperature: float
+    top_p: float
+    top_k: int
+    seed: int
+    markers: bool
+
+
+class Ask(TypedDict, total=False):
+    """The keywords of `decide`, `decide_batch` and `decide_many`: either `task`, or `question` and `options`.
+
+    task : name of a registered task.
+    question : an inline question.
+    options : its 2 to 255 options in order: names, or names mapped to descriptions.
+    readout : of an inline question: labels are letters, or the options' own text.
+    thought : of an inline question: budget and sampling in reasoned mode.
+    truncation : of an inline question: refuse an input that does not fit, or keep its head or its tail.
+    mode : decide at once (`direct`) or after a bounded thought (`reasoned`); the task's own mode if not given.
+    policy : thresholds that tighten the task's.
+    explain : ask for the thought, where there is one.
+    deadline : seconds for the request, retries included; the client's `timeout` if not given. What remains of it is
+        told to the server at every attempt. `decide_many` gives every one of its requests this long.
+    """
+
+    task: str
+    question: str
+    options: Sequence[str] | Mapping[str, str | None]
+    readout: Literal["letter", "text"]
+    thought: Thought
+    truncation: Literal["refuse", "head", "tail"]
+    mode: Literal["direct", "reasoned"]
+    policy: Policy
+    explain: bool
+    deadline: float
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[T]):
+    """One request: what to send and how to read a successful response."""
+
+    method: str
+    path: str
+    read: Callable[[httpx.Response], T]
+    body: bytes | None = None
+    deadline: float | None = None
+    retried: bool = True
+
+
+def decide(value: JsonInput, ask: Ask) -> Call[Answer]:
+    """One input, one answer."""
+    return _decide({"input": value}, ask, lambda response: Answer.model_validate(response.json()))
+
+
+def decide_batch(values: Sequence[JsonInput], ask: Ask) -> Call[list[Item]]:
+    """Several inputs in one request, an outcome each."""
+    if isinstance(values, str):
+        raise TypeError("inputs must be a sequence of inputs, not one string")
+    return _decide({"inputs": list(values)}, ask, lambda response: _answers.read_items(response.json(), len(values)))
+
+
+def tasks() -> Call[list[TaskInfo]]:
+    """All registered tasks."""
+    return Call("GET", "/tasks", lambda response: [TaskInfo.model_validate(task) for task in response.json()["tasks"]])
+
+
+def task(name: str) -> Call[TaskInfo]:
+    """One registered task."""
+    return Call("GET", f"/tasks/{quote(name, safe='')}", lambda response: TaskInfo.model_validate(response.json()))
+
+
+def models() -> Call[list[ModelInfo]]:
+    """The model names that the server answers to."""
+    return Call(
+        "GET", "/v1/models", lambda response: [ModelInfo.model_validate(model) for model in response.json()["data"]]
+    )
+
+
+def version() -> Call[Version]:
+    """What runs there."""
+    return Call("GET", "/version", lambda response: Version.model_validate(response.json()))
+
+
+def probe(path: str) -> Call[bool]:
+    """A probe, asked once: its answer now is what the caller wants to know."""
+    return Call("GET", path, lambda _: True, retried=False)
+
+
+def _decide(body: dict[str, Any], ask: Ask, read: Callable[[httpx.Response], T]) -> Call[T]:
+    unknown = set(ask) - Ask.__optional_keys__
+    if unknown:
+        raise TypeError(f"unknown keywords: {', '.join(sorted(unknown))}")
+    if ("task" in ask) == ("question" in ask):
+        raise TypeError("give either task, or question and options")
+    if ("question" in ask) != ("options" in ask):
+        raise TypeError("question and options belong together")
+    fields: dict[str, Any] = {**ask}
+    deadline = fields.pop("deadline", None)
+    if "options" in fields:
+        fields["options"] = _options(fields["options"])
+    return Call("POST", "/decide", read, _encode({**fields, **body}), deadline)
+
+
+def _options(options: Sequence[str] | Mapping[str, str | None]) -> list[dict[str, str]]:
+    if isinstance(options, str):
+        raise TypeError("options must be a sequence of names, not one string")
+    if isinstance(options, Mapping):
+        return [
+            {"name": name} if description is None else {"name": name, "description": description}
+            for name, description in options.items()
+        ]
+    return [{"name": name} for name in options]
+
+
+def _encode(body: dict[str, Any]) -> bytes:
+    # The errors of json and of the codec quote what they choke on, hence `from None` and words of our own.
+    try:
+        return json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    except UnicodeEncodeError:
+        raise ValueError("the request holds a lone surrogate, which is no valid Unicode text") from None
+    except ValueError:
+        raise ValueError("the request holds NaN, an infinity or a circular reference, which JSON cannot say") from None
+    except TypeError:
+        raise TypeError("the request holds a value that JSON cannot say") from None

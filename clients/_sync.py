@@ -1,0 +1,154 @@
+"""The blocking client."""
+
+import itertools
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Self, TypeVar, Unpack
+
+import httpx
+
+from demur.clients import _calls
+from demur.clients._answers import Item
+from demur.clients._calls import Ask, Call, JsonInput
+from demur.clients._config import DEFAULT_TIMEOUT, resolve
+from demur.clients._errors import ConnectionFailed, DemurClientError, Timeout, Unavailable
+from demur.clients._exchange import Pause, exchange
+from demur.clients._many import Batch, batches
+from demur.clients._models import Answer, ModelInfo, TaskInfo, Version
+from demur.clients._retry import RetryPolicy
+
+T = TypeVar("T")
+
+
+class Client:
+    """A blocking client; safe to share between threads. Close it, or use it as a context manager.
+
+    Parameters
+    ----------
+    base_url : where the server is; `DEMUR_URL`, then http://127.0.0.1:8000 if not given.
+    api_key : sent as a bearer token; `DEMUR_API_KEY` if not given, none if that is unset.
+    timeout : seconds for a call, retries included, where the call sets no `deadline`.
+    retry : how often and after how long a call is tried again.
+    transport : an `httpx` transport, for proxies, client certificates and tests.
+    clock, sleep : time in seconds and how to wait; tests replace them.
+    """
+
+    def __init__(
+        self,
+        base_url: str | None = None,
+        *,
+        api_key: str | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
+        retry: RetryPolicy | None = None,
+        transport: httpx.BaseTransport | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._settings = resolve(base_url, api_key, timeout, retry)
+        self._http = httpx.Client(transport=transport)
+        self._clock = clock
+        self._sleep = sleep
+
+    def decide(self, value: JsonInput, /, **ask: Unpack[Ask]) -> Answer:
+        """Decides one input. Keywords as in `Ask`. Raises `DemurClientError`."""
+        return self._run(_calls.decide(value, ask))
+
+    def decide_batch(self, values: Sequence[JsonInput], /, **ask: Unpack[Ask]) -> list[Item]:
+        """Decides several inputs in one request; item i is the outcome of input i.
+
+        Raises `DemurClientError` where the request as a whole fails.
+        """
+        return self._run(_calls.decide_batch(values, ask))
+
+    def decide_many(
+        self, inputs: Iterable[JsonInput], /, *, batch_size: int = 32, concurrency: int = 4, **ask: Unpack[Ask]
+    ) -> Iterator[Item]:
+        """Decides any number of inputs, in batches of which at most `concurrency` are under way, and yields in order.
+
+        `inputs` is read only as far as needed. A batch lost to the network, to overload or to its deadline after all
+        retries gives its error to each of its items; an error that every batch would meet (a wrong key, an unknown
+        task) is raised. Leaving the iteration early waits for the batches under way and starts no more.
+        """
+        ahead = batches(inputs, batch_size, concurrency)
+        pool = ThreadPoolExecutor(concurrency, thread_name_prefix="demur-client")
+        pending: deque[Future[list[Item]]] = deque()
+        try:
+            pending.extend(pool.submit(self._batch, batch, ask) for batch in itertools.islice(ahead, concurrency))
+            while pending:
+                items = pending.popleft().result()
+                pending.extend(pool.submit(self._batch, batch, ask) for batch in itertools.islice(ahead, 1))
+                yield from items
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def tasks(self) -> list[TaskInfo]:
+        """The registered tasks."""
+        return self._run(_calls.tasks())
+
+    def task(self, name: str) -> TaskInfo:
+        """One registered task. Raises `NotFound`."""
+        return self._run(_calls.task(name))
+
+    def models(self) -> list[ModelInfo]:
+        """The model names that the server answers to."""
+        return self._run(_calls.models())
+
+    def version(self) -> Version:
+        """The server's version."""
+        return self._run(_calls.version())
+
+    def ready(self) -> bool:
+        """Whether the server takes decisions now. Asked once; a server that cannot be reached is not ready."""
+        return self._probe("/readyz")
+
+    def healthy(self) -> bool:
+        """Whether the server process answers. Asked once; a server that cannot be reached is not healthy."""
+        return self._probe("/healthz")
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Client({str(self._settings.base_url)!r})"
+
+    def _probe(self, path: str) -> bool:
+        try:
+            return self._run(_calls.probe(path))
+        except (ConnectionFailed, Timeout, Unavailable):
+            return False
+
+    def _batch(self, batch: Batch, ask: Ask) -> list[Item]:
+        try:
+            return batch.outcomes(self._run(_calls.decide_batch(batch.values, ask)))
+        except DemurClientError as error:
+            return batch.failures(error)
+
+    def _run(self, call: Call[T]) -> T:
+        steps = exchange(call, self._settings, self._clock)
+        reply: httpx.Response | httpx.RequestError | None = None
+        while True:
+            try:
+                step = steps.send(reply)
+            except StopIteration as done:
+                answer: T = done.value
+                return answer
+            reply = None
+            if isinstance(step, Pause):
+                self._sleep(step.seconds)
+                continue
+            try:
+                reply = self._http.send(step.request)
+            except httpx.RequestError as error:
+                reply = error
