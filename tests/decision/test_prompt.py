@@ -135,7 +135,7 @@ def test_a_thought_that_the_template_opens_is_closed():
     direct = builder.compile(spec_of())
     assert decode(builder, direct.tail).endswith("bot:<think>\n\n</think>\n\nAnswer:")
     reasoned = builder.compile(spec_of(mode=Mode.REASONED))
-    assert decode(builder, reasoned.tail).endswith("bot:<think>{{ '\\n' }}")
+    assert decode(builder, reasoned.tail).endswith("bot:<think>\n")
     assert decode(builder, reasoned.after_thought) == "\n</think>\n\nAnswer:"
 
 
