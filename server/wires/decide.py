@@ -31,7 +31,7 @@ from demur.server.problems import internal_error, problem_members
 from demur.server.services import Services
 from demur.server.types import DecideRequest, Decision, PolicyOverride
 from demur.server.wires.decide_models import DecideIn
-from demur.server.wires.faults import faults_of, require_none
+from demur.server.wires.faults import faults_of, is_blank, require_none
 from demur.server.wires.reply import json_reply
 
 #: Fields that only an inline question has; a registered task's are in its file.
@@ -109,7 +109,7 @@ def _option_rules(options: list[Any], limit: int) -> Iterator[Fault]:
     seen: dict[str, int] = {}
     for index, option in enumerate(options):
         name = option.get("name") if isinstance(option, dict) else option
-        if isinstance(name, str):
+        if isinstance(name, str) and not is_blank(name):
             first = seen.setdefault(unicodedata.normalize("NFC", name).strip(), index)
             if first != index:
                 yield Fault(("options", index), f"the same name as options[{first}]", "duplicate")

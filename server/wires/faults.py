@@ -15,9 +15,13 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, hide_input_in_errors=True)
 
 
+def is_blank(text: str) -> bool:
+    """Whether there is nothing to see: spaces, but also zero-width and control characters."""
+    return not any(char.isprintable() and not char.isspace() for char in text)
+
+
 def _not_blank(text: str) -> str:
-    # isprintable: a name of zero-width or control characters looks blank too
-    if not any(char.isprintable() and not char.isspace() for char in text):
+    if is_blank(text):
         raise ValueError("must not be blank")
     return text
 
