@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -7,6 +8,7 @@ from demur.server.errors import EngineUnavailable, Fault, InputTooLong, Invalid
 from demur.server.types import PolicyOverride
 from demur.server.wires.decide_models import AnswerOut, BatchOut, ProblemOut
 
+from . import stub as module
 from .conftest import INLINE, TEAMS
 
 
@@ -107,7 +109,10 @@ OPTIONS = ["a", "b"]
         ({}, {("task",): "missing", ("input",): "missing"}),
         ({"question": "q"}, {("options",): "missing", ("input",): "missing"}),
         ({"options": OPTIONS, "input": 1}, {("task",): "missing"}),
-        ({"task": "route-ticket", "question": "q", "options": OPTIONS, "readout": "text", "input": 1}, {("question",): "either", ("options",): "its own", ("readout",): "its own"}),
+        (
+            {"task": "route-ticket", "question": "q", "options": OPTIONS, "readout": "text", "input": 1},
+            {("question",): "either", ("options",): "its own", ("readout",): "its own"},
+        ),
         ({"task": "route-ticket", "input": 1, "inputs": [1]}, {("inputs",): "either"}),
         ({"task": "route-ticket", "input": None}, {("input",): "null"}),
         ({"task": "route-ticket", "inputs": []}, {("inputs",): "at least 1"}),
@@ -117,22 +122,53 @@ OPTIONS = ["a", "b"]
         ({"question": " \t", "options": OPTIONS, "input": 1}, {("question",): "blank"}),
         ({"question": "q", "options": ["a"], "input": 1}, {("options",): "at least 2"}),
         ({"question": "q", "options": [f"o{i}" for i in range(256)], "input": 1}, {("options",): "255"}),
-        ({"question": "q", "options": ["a", "b", "a", " b"], "input": 1}, {("options", 2): "options[0]", ("options", 3): "options[1]"}),
+        (
+            {"question": "q", "options": ["a", "b", "a", " b"], "input": 1},
+            {("options", 2): "options[0]", ("options", 3): "options[1]"},
+        ),
         ({"question": "q", "options": ["é", "e\u0301"], "input": 1}, {("options", 1): "options[0]"}),
-        ({"question": "q", "options": ["", "\u200b", "ok", " "], "input": 1}, {("options", 0, "name"): "blank", ("options", 1, "name"): "blank", ("options", 3, "name"): "blank"}),
-        ({"question": "q", "options": [1, {"name": "b", "descripton": "x"}, {"description": "y"}], "input": 1}, {("options", 0): "", ("options", 1, "descripton"): "did you mean description", ("options", 2, "name"): "required"}),
+        (
+            {"question": "q", "options": ["", "\u200b", "ok", " "], "input": 1},
+            {("options", 0, "name"): "blank", ("options", 1, "name"): "blank", ("options", 3, "name"): "blank"},
+        ),
+        (
+            {"question": "q", "options": [1, {"name": "b", "descripton": "x"}, {"description": "y"}], "input": 1},
+            {
+                ("options", 0): "",
+                ("options", 1, "descripton"): "did you mean description",
+                ("options", 2, "name"): "required",
+            },
+        ),
         ({"question": "q", "options": {"a": None, "b": None}, "input": 1}, {("options",): "list"}),
         ({**INLINE, "readout": "words"}, {("readout", "kind"): "'letter' or 'text'"}),
-        ({**INLINE, "mode": "fast", "explain": "yes", "truncation": 1}, {("mode",): "'direct'", ("explain",): "boolean", ("truncation",): "'refuse'"}),
+        (
+            {**INLINE, "mode": "fast", "explain": "yes", "truncation": 1},
+            {("mode",): "'direct'", ("explain",): "boolean", ("truncation",): "'refuse'"},
+        ),
         ({**INLINE, "imput": 1, "zzz": 2}, {("imput",): "did you mean input", ("zzz",): "known are"}),
-        ({**INLINE, "policy": {"trust_at": 1.1, "defer_below": -0.1, "min_label_mass": "1", "trust": 1}}, {("policy", "trust_at"): "less than", ("policy", "defer_below"): "greater than", ("policy", "min_label_mass"): "number", ("policy", "trust"): "did you mean trust_at"}),
+        (
+            {**INLINE, "policy": {"trust_at": 1.1, "defer_below": -0.1, "min_label_mass": "1", "trust": 1}},
+            {
+                ("policy", "trust_at"): "less than",
+                ("policy", "defer_below"): "greater than",
+                ("policy", "min_label_mass"): "number",
+                ("policy", "trust"): "did you mean trust_at",
+            },
+        ),
         ({**INLINE, "policy": {"trust_at": 0.4, "defer_below": 0.5}}, {("policy", "defer_below"): "exceed trust_at"}),
         ({**INLINE, "policy": {"trust_at": True}}, {("policy", "trust_at"): "number"}),
-        ({**INLINE, "thought": {"max_tokens": 0, "max_ms": 10**9, "temperature": -1}}, {("thought", "max_tokens"): "greater", ("thought", "max_ms"): "less", ("thought", "temperature"): "greater"}),
+        (
+            {**INLINE, "thought": {"max_tokens": 0, "max_ms": 10**9, "temperature": -1}},
+            {
+                ("thought", "max_tokens"): "greater",
+                ("thought", "max_ms"): "less",
+                ("thought", "temperature"): "greater",
+            },
+        ),
         ({**INLINE, "thought": {"max_tokens": 10**6}}, {("thought", "max_tokens"): "limit is 2048"}),
         ({"task": "silent", "input": 1, "explain": True}, {("explain",): "does not show"}),
     ],
-)  # fmt: skip
+)
 async def test_every_fault_of_a_body_is_listed_with_its_path(plain, body, faults):
     client, stub = plain
     reply = await client.post("/decide", content=json.dumps(body), headers={"Content-Type": "application/json"})
@@ -210,10 +246,7 @@ async def test_a_bug_is_a_500_without_its_words(plain):
 
 
 async def test_what_is_not_finite_is_never_answered(plain, monkeypatch):
-    client, stub = plain
-    from dataclasses import replace
-
-    from . import stub as module
+    client, _ = plain
 
     monkeypatch.setattr(
         module, "answer", lambda request, real=module.answer: replace(real(request), label_mass=float("nan"))

@@ -119,12 +119,23 @@ async def test_a_slow_body_is_held_to_the_deadline(rig):
     assert sent[0]["status"] == 504
 
 
-@pytest.mark.parametrize(("path", "body", "n"), [("/decide", INLINE, 1), ("/decide", BATCH, 3), ("/v1/systemone", {"model": "jev-latest", "state": "x", "questions": {q: {"type": "noul", "instructions": q} for q in "ab"}}, 2)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("path", "body", "n"),
+    [
+        ("/decide", INLINE, 1),
+        ("/decide", BATCH, 3),
+        (
+            "/v1/systemone",
+            {"model": "jev-latest", "state": "x", "questions": {q: {"type": "noul", "instructions": q} for q in "ab"}},
+            2,
+        ),
+    ],
+)
 async def test_a_caller_who_hangs_up_cancels_the_work(rig, path, body, n):
     built = rig()
     built.stub.gate.clear()
     async with serving(built.app) as url:
-        reader, writer = await asyncio.open_connection(*url.removeprefix("http://").split(":"))
+        _, writer = await asyncio.open_connection(*url.removeprefix("http://").split(":"))
         data = json.dumps(body).encode()
         head = (
             f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
