@@ -3,6 +3,7 @@ import json
 import zlib
 from contextlib import suppress
 
+import httpx
 import pytest
 import zstandard
 from hypothesis import given
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from demur.server.errors import MalformedBody
 from demur.server.strict_json import parse_json
 
-from .conftest import INLINE
+from .conftest import INLINE, serving
 
 JSON = {"Content-Type": "application/json"}
 
@@ -203,3 +204,39 @@ async def test_broken_compression(plain, encoding, body, status):
     reply = await client.post("/decide", content=body, headers=JSON | {"Content-Encoding": encoding})
     assert reply.status_code == status
     assert status != 415 or "zstd" in reply.headers["accept-encoding"]
+
+
+def _many(item: str, n: int = 20_000) -> str:
+    return ",".join(item % i if "%" in item else item for i in range(n))
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/decide", f'{{"task": "route-ticket", "input": 1, {_many(chr(34) + "k%d" + chr(34) + ": 1")}}}'),
+        ("/decide", f'{{"question": "q", "input": 1, "options": [{_many(chr(34) + "a" + chr(34))}]}}'),
+        ("/decide", f'{{"question": "q", "input": 1, "options": [1, {{{_many(chr(34) + "k%d" + chr(34) + ": 1")}}}]}}'),
+        ("/decide", f'{{"question": "q", "input": 1, "options": [{_many("1")}]}}'),
+        ("/decide", f'{{"task": "route-ticket", "inputs": [{_many("null")}]}}'),
+        ("/decide", f'{{"task": "route-ticket", "input": 1, "{"x" * 100_000}": 1}}'),
+        ("/decide", f'{{"{"x" * 100_000}": 1, "{"x" * 100_000}": 2}}'),
+        ("/v1/systemone", f'{{"state": "s", "questions": {{{_many(chr(34) + "k%d" + chr(34) + ": 1")}}}}}'),
+        (
+            "/v1/systemone",
+            f'{{"questions": {{"q": {{"type": "noul", "criteria": {{{_many(chr(34) + "k%d" + chr(34) + ": 1")}}}}}}}}}',
+        ),
+    ],
+)
+async def test_absurd_bodies_get_small_answers(plain, path, body):
+    client, _ = plain
+    reply = await client.post(path, content=body, headers=JSON)
+    assert 400 <= reply.status_code < 500
+    assert len(reply.content) < 20_000
+
+
+async def test_a_body_over_the_limit_is_answered_on_a_real_connection(rig):
+    async with serving(rig(max_body_bytes=10_000).app) as url, httpx.AsyncClient(base_url=url) as client:
+        for content in (b"x" * 5_000_000, _chunked(b"x" * 1_000_000, 10_000)):
+            reply = await client.post("/decide", content=content, headers=JSON)
+            assert (reply.status_code, reply.json()["limit"]) == (413, 10_000)
+        assert (await client.post("/decide", json=INLINE)).status_code == 200

@@ -67,8 +67,8 @@ async def test_the_thought_is_shown_only_if_asked(plain):
     ("value", "text"),
     [
         ("as is ", "as is "),
-        ({"b": 1, "a": [True, None]}, '{"a":[true,null],"b":1}'),
-        ([1, "é"], '[1,"é"]'),
+        ({"b": 1, "a": [True, None]}, '{"a": [true, null], "b": 1}'),
+        ([1, "é"], '[1, "é"]'),
         (3, "3"),
         (False, "false"),
         ("", ""),

@@ -37,10 +37,10 @@ async def test_three_kinds_of_question(plain):
     assert [(option.name, option.description) for option in choice.options] == [("billing", None), ("技術", '["bugs"]')]
     assert [(option.name, option.description) for option in score.options] == [
         ("0", "calm"),
-        ("1", '{"label":"angry"}'),
+        ("1", '{"label": "angry"}'),
         ("2", "calm"),
     ]
-    assert {request.input for request in stub.asked} == {'{"a":"x","b":1}'}
+    assert {request.input for request in stub.asked} == {'{"a": "x", "b": 1}'}
     body = reply.json()["answers"]
     assert body["s"]["legend"] == {"0": "calm", "1": {"label": "angry"}, "2": "calm"}
     assert body["s"]["score"] == pytest.approx(sum(int(k) * p for k, p in body["s"]["probabilities"].items()))
@@ -55,7 +55,11 @@ async def test_noul_is_the_probability_of_yes(plain):
         "/v1/systemone", json=_body(questions={"q": both, "r": {"type": "noul", "criteria": {"false": "ham"}}})
     )
     first, second = (request.spec.question for request in stub.asked)
-    assert (first.text, first.options[0].description, first.options[1].description) == ('{"task":"spam?"}', "ads", None)
+    assert (first.text, first.options[0].description, first.options[1].description) == (
+        '{"task": "spam?"}',
+        "ads",
+        None,
+    )
     assert second.options[1].description == "ham"
     from .stub import answer
 
