@@ -10,7 +10,7 @@ Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | Non
 _EXACT = 2**53
 
 
-def render_input(value: Json) -> str:
+def canonical_text(value: Json) -> str:
     """The text a model reads for `value`.
 
     A string is its own text, unchanged. Anything else is JSON on one line: object keys sorted by code point, non-ASCII

@@ -101,7 +101,7 @@ def _in_process(task: str, rows: list[Row], model: str, directory: Path, explain
 
 
 async def _run(name: str, rows: list[Row], model: str, directory: Path, explain: bool) -> AsyncIterator[Row]:
-    from demur.decision.canonical import render_input
+    from demur.decision.canonical import canonical_text
     from demur.server.decide import DecidePipeline
     from demur.server.engines.vllm_engine import VllmEngine, VllmSettings
     from demur.server.errors import DemurError
@@ -117,7 +117,7 @@ async def _run(name: str, rows: list[Row], model: str, directory: Path, explain:
     try:
         pipeline = DecidePipeline(engine, max_input_tokens=engine.identity.max_model_len)
         for row in rows:
-            request = DecideRequest(task.spec, render_input(row["input"]), task, task.policy, explain=explain)
+            request = DecideRequest(task.spec, canonical_text(row["input"]), task, task.policy, explain=explain)
             try:
                 yield answer_members(await pipeline.decide(request))
             except DemurError as error:

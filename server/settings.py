@@ -63,7 +63,7 @@ class Settings(BaseModel):
 
     model_aliases: Names = Field((), description="Further model names to answer to, comma-separated.")
 
-    max_body_bytes: int = Field(4 * 2**20, ge=1024, description="Body of a request, also once decompressed.")
+    max_body_bytes: int = Field(2 * 2**20, ge=1024, description="Body of a request, also once decompressed.")
     max_input_tokens: int = Field(32_768, ge=1, description="Tokens of one input; the model's context limits too.")
     max_options: int = Field(MAX_OPTIONS, ge=MIN_OPTIONS, le=MAX_OPTIONS, description="Options of a question.")
     max_batch: int = Field(256, ge=1, description="Inputs of one /decide request.")

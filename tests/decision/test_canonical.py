@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from demur.decision.canonical import canonical_bytes, render_input
+from demur.decision.canonical import canonical_bytes, canonical_text
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -21,19 +21,19 @@ def reordered(value):
 
 @given(value=VALUES)
 def test_the_order_of_keys_does_not_matter(value):
-    assert render_input(reordered(value)) == render_input(value)
+    assert canonical_text(reordered(value)) == canonical_text(value)
     assert canonical_bytes(reordered(value)) == canonical_bytes(value)
 
 
 @given(value=VALUES)
 def test_the_text_of_anything_but_a_string_is_its_json(value):
-    text = render_input(value)
+    text = canonical_text(value)
     assert text == value if isinstance(value, str) else json.loads(text) == value
     assert json.loads(canonical_bytes(value)) == value
 
 
 def test_strings_pass_unchanged():
-    assert render_input(' {"b": 1}\n\u0000é') == ' {"b": 1}\n\u0000é'
+    assert canonical_text(' {"b": 1}\n\u0000é') == ' {"b": 1}\n\u0000é'
 
 
 @pytest.mark.parametrize(
@@ -48,16 +48,16 @@ def test_strings_pass_unchanged():
     ],
 )
 def test_forms(value, text):
-    assert render_input(value) == text
+    assert canonical_text(value) == text
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), [float("-inf")]])
 def test_what_is_not_a_number_is_refused(value):
     with pytest.raises(ValueError, match="JSON compliant"):
-        render_input(value)
+        canonical_text(value)
 
 
 @pytest.mark.parametrize("value", [{1: 2}, {"a": {None: 1}}, {"a": object()}])
 def test_what_json_cannot_say_is_refused(value):
     with pytest.raises(TypeError):
-        render_input(value)
+        canonical_text(value)
