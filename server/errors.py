@@ -1,7 +1,8 @@
 """Every error a caller can meet, in one tree.
 
 DemurError
-├── BadRequest            400  the body is not readable
+├── BadRequest            400  a header or the query is not readable
+│   └── MalformedBody     400  the body is not readable; `extra` says where
 ├── UnsupportedMediaType  415
 ├── Unauthorized          401
 ├── Forbidden             403
@@ -58,6 +59,10 @@ class DemurError(Exception):
 
 class BadRequest(DemurError):
     type, title, status = "bad_request", "Malformed request", 400
+
+
+class MalformedBody(BadRequest):
+    type, title = "malformed_body", "Malformed body"
 
 
 class Unauthorized(DemurError):

@@ -1,0 +1,62 @@
+# `make demo` serves the demo model, `make test` runs the suite; both set up what is missing. `make help` lists the rest.
+
+PYTHON ?= python3
+PORT ?= 8000
+# PyPI's torch is a CUDA build of several GB: where pip's own sources don't hold torch $(TORCH), name PyTorch's wheel
+# index for CPUs here.
+TORCH_INDEX_URL ?=
+
+BIN := .venv/bin
+DEMO := models/demo
+STAMP := .venv/.demur-setup
+# One OpenMP pool for the engine is enough; numpy's threads only get in its way.
+export TOKENIZERS_PARALLELISM := false
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format bench lock clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(STAMP) $(DEMO)/config.json ## install into .venv from the lock file and export the demo model, where missing
+
+$(STAMP): requirements.lock pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(if $(TORCH_INDEX_URL),--extra-index-url $(TORCH_INDEX_URL)) -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@$(BIN)/python -c "import torch, sys; sys.exit(torch.version.cuda and 'a CUDA build of torch was installed: set TORCH_INDEX_URL to the CPU wheel index of PyTorch (see README)')"
+	@mkdir -p build/namespace/demur && cd build/namespace/demur && for part in decision calibration server clients; do ln -sfn ../../../$$part $$part; done
+	@touch $@
+
+$(DEMO)/config.json: | $(STAMP)
+	$(BIN)/demur export-demo-model $(DEMO)
+
+demo: setup ## serve the demo model with the example tasks (PORT=8000)
+	$(BIN)/demur serve --demo --port $(PORT)
+
+test: setup ## run the whole suite
+	$(BIN)/python -m pytest
+
+lint: setup ## ruff, mypy and the import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup ## let ruff format and mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup ## run every benchmark (an hour; name one with .venv/bin/python -m benchmarks.NAME)
+	$(BIN)/python -m benchmarks.serving
+	$(BIN)/python -m benchmarks.calibration
+	$(BIN)/python -m benchmarks.certificates
+
+lock: ## resolve requirements.lock anew (wants uv)
+	uv pip compile pyproject.toml --extra cpu --extra postgres --group dev --universal --python-version 3.11 \
+	  --no-annotate --no-header --no-emit-index-url --no-emit-find-links --index-strategy unsafe-best-match $(LOCK_OPTIONS) \
+	  | sed -E "s/ ?(and )?platform_machine == 'x86_64' and platform_python_implementation == 'CPython' and sys_platform == 'linux'//; s/ ; *$$//" \
+	  > requirements.lock.new && mv requirements.lock.new requirements.lock
+
+clean: ## remove what was built (not .venv, not the demo model)
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

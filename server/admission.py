@@ -1,0 +1,57 @@
+"""The bounded queue: how many decisions may wait or run at once."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from demur.server.errors import Overloaded, Unavailable
+from demur.server.lifecycle import Lifecycle
+
+
+class Admission:
+    """Counts decisions in flight and refuses work beyond `size`, or while the server is not ready.
+
+    `on_shed` is told the reason of every refusal.
+    """
+
+    def __init__(
+        self, lifecycle: Lifecycle, size: int, retry_after_s: float, on_shed: Callable[[str], None] = lambda _: None
+    ) -> None:
+        self.in_flight = 0
+        self._lifecycle = lifecycle
+        self._size = size
+        self._retry_after_s = retry_after_s
+        self._on_shed = on_shed
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def check(self) -> None:
+        """Raises `Unavailable` unless decisions can be taken; cheap, so it comes before a body is read."""
+        try:
+            self._lifecycle.check()
+        except Unavailable:
+            self._on_shed(self._lifecycle.phase)
+            raise
+
+    @contextmanager
+    def places(self, n: int) -> Iterator[None]:
+        """Holds n places, or none: raises `Overloaded` where they are not free, `Unavailable` where not ready."""
+        self.check()
+        if self.in_flight + n > self._size:
+            self._on_shed("queue_full")
+            raise Overloaded(
+                f"{self.in_flight} of {self._size} places are taken and this request needs {n}; try again later",
+                retry_after=self._retry_after_s,
+            )
+        self.in_flight += n
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self.in_flight -= n
+            if not self.in_flight:
+                self._idle.set()
+
+    async def idle(self) -> None:
+        """Returns once nothing is in flight."""
+        await self._idle.wait()

@@ -1,0 +1,216 @@
+"""The decide pipeline: request -> prompt tokens -> engine -> readout -> policy -> decision."""
+
+import asyncio
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from demur.decision.errors import InputTooLongError, LabelError, UnusableModelError
+from demur.decision.prompt import CompiledPrompt, PromptBuilder, RenderedPrompt, TokenPrompt
+from demur.decision.readout import Readout
+from demur.decision.task import DecisionSpec, Mode, Task
+from demur.server.engines.base import Engine, Generation, TokenRead
+from demur.server.errors import EngineUnavailable, Fault, InputTooLong, Invalid
+from demur.server.policy import judge
+from demur.server.types import DecideRequest, Decision, Timings, Usage
+
+#: Compiled inline questions that are kept; registered tasks are kept besides.
+_KEPT_QUESTIONS = 256
+#: Longer inputs are tokenized off the event loop.
+_LONG_INPUT = 4_096
+
+
+@dataclass(slots=True)
+class _Meter:
+    """What one decision has used so far."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    thought_tokens: int = 0
+    reads: int = 0
+    engine_seconds: float = 0.0
+
+    def count(self, reads: Iterable[TokenRead | Generation]) -> None:
+        for read in reads:
+            self.prompt_tokens += read.prompt_tokens
+            self.cached_tokens += read.cached_tokens
+            self.reads += 1
+
+
+@dataclass(slots=True, eq=False)
+class _Compiled:
+    """A compiled question and, once it was needed, its labels' log-probabilities under a content-free input."""
+
+    prompt: CompiledPrompt
+    prior: NDArray[np.float64] | None = None
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Tasks that were compiled and wait to be adopted."""
+
+    compiled: dict[DecisionSpec, _Compiled]
+
+
+class DecidePipeline:
+    """Implements `Decider` on an engine."""
+
+    def __init__(self, engine: Engine, *, max_input_tokens: int) -> None:
+        self.engine = engine
+        self.prompts = PromptBuilder(engine.tokenizer)
+        self._context = engine.identity.max_model_len
+        self._max_input_tokens = max_input_tokens
+        self._questions: OrderedDict[DecisionSpec, _Compiled] = OrderedDict()
+        self._registered: dict[DecisionSpec, _Compiled] = {}
+
+    def prepare(self, tasks: Iterable[Task]) -> Prepared:
+        """Compiles tasks. Raises LabelError or UnusableModelError, naming the task, and changes nothing."""
+        compiled: dict[DecisionSpec, _Compiled] = {}
+        for task in tasks:
+            try:
+                compiled[task.spec] = self._registered.get(task.spec) or self._new(task.spec)
+            except LabelError as error:
+                raise LabelError(f"task {task.name}: {error}", error.options) from None
+            except UnusableModelError as error:
+                raise UnusableModelError(f"task {task.name}: {error}") from None
+            prompt = compiled[task.spec].prompt
+            if prompt.fixed_tokens >= self._context:
+                raise UnusableModelError(
+                    f"task {task.name}: question, options and thought take {prompt.fixed_tokens} tokens, and the "
+                    f"context has {self._context}"
+                )
+        return Prepared(compiled)
+
+    async def adopt(self, prepared: Prepared) -> None:
+        """Reads every prepared task once, so that its prefix is cached, and keeps them in place of those before."""
+        for compiled in prepared.compiled.values():
+            prompt = compiled.prompt
+            await self._read(prompt, prompt.render_content_free(), None, _Meter(), np.zeros(len(prompt.plan.labels)))
+        self._registered = prepared.compiled
+
+    async def decide(self, request: DecideRequest) -> Decision:
+        """See `Decider.decide`."""
+        start = time.perf_counter()
+        meter = _Meter()
+        compiled = self._compiled(request.spec)
+        prompt = compiled.prompt
+        rendered = await self._render(prompt, request.input)
+        ids = rendered.ids
+        thought: Generation | None = None
+        if request.spec.mode is Mode.REASONED:
+            thought = await self._think(prompt, ids, request, meter)
+            ids = prompt.close_thought(ids, thought.ids)
+        prior = await self._prior(compiled, meter) if prompt.plan.needs_prior else None
+        readout = await self._read(prompt, ids, request.cache_salt, meter, prior)
+        probabilities = readout.probabilities
+        index = readout.decision
+        judgement = judge(
+            request.policy,
+            request.override,
+            readout=prompt.plan.kind,
+            probability=float(probabilities[index]),
+            p_correct=None,
+            label_mass=readout.label_mass,
+        )
+        total = time.perf_counter() - start
+        return Decision(
+            id=new_id(),
+            request=request,
+            index=index,
+            verdict=judgement.verdict,
+            reason=judgement.reason,
+            probabilities=probabilities,
+            label_mass=readout.label_mass,
+            model=self.engine.identity.name,
+            readout=prompt.plan.kind.value,
+            readout_note=prompt.plan.note,
+            usage=Usage(meter.prompt_tokens, meter.cached_tokens, meter.thought_tokens, meter.reads),
+            timings=Timings(total * 1e3, meter.engine_seconds * 1e3),
+            thought=self.engine.tokenizer.decode(thought.ids) if thought and request.explain else None,
+            thought_finish=thought.finish_reason if thought else None,
+            truncated=rendered.truncated,
+        )
+
+    def _compiled(self, spec: DecisionSpec) -> _Compiled:
+        if (registered := self._registered.get(spec)) is not None:
+            return registered
+        if (known := self._questions.get(spec)) is not None:
+            self._questions.move_to_end(spec)
+            return known
+        try:
+            compiled = self._new(spec)
+        except LabelError as error:
+            faults = tuple(Fault(("options", option), str(error), "label_collision") for option in error.options)
+            raise Invalid(str(error), faults=faults) from None
+        except UnusableModelError as error:
+            raise Invalid(str(error)) from None
+        self._questions[spec] = compiled
+        if len(self._questions) > _KEPT_QUESTIONS:
+            self._questions.popitem(last=False)
+        return compiled
+
+    def _new(self, spec: DecisionSpec) -> _Compiled:
+        return _Compiled(self.prompts.compile(spec))
+
+    async def _render(self, prompt: CompiledPrompt, text: str) -> RenderedPrompt:
+        # The server's limit is on the input alone, the context's on everything.
+        limit = min(self._context, prompt.fixed_tokens + self._max_input_tokens)
+        try:
+            if len(text) > _LONG_INPUT:
+                return await asyncio.to_thread(prompt.render, text, limit)
+            return prompt.render(text, limit)
+        except InputTooLongError as error:
+            raise InputTooLong(str(error), tokens=error.tokens, allowed=error.allowed) from None
+
+    async def _think(
+        self, prompt: CompiledPrompt, ids: tuple[int, ...], request: DecideRequest, meter: _Meter
+    ) -> Generation:
+        start = time.perf_counter()
+        thought = await self.engine.generate(
+            TokenPrompt(ids, request.cache_salt), request.spec.thought, prompt.stop_ids
+        )
+        meter.engine_seconds += time.perf_counter() - start
+        meter.count([thought])
+        meter.thought_tokens = len(thought.ids)
+        return thought
+
+    async def _read(
+        self,
+        prompt: CompiledPrompt,
+        ids: tuple[int, ...],
+        salt: str | None,
+        meter: _Meter,
+        prior: NDArray[np.float64] | None,
+    ) -> Readout:
+        plan = prompt.plan
+        start = time.perf_counter()
+        reads = await self.engine.read(
+            [TokenPrompt(ids + read.suffix, salt) for read in plan.reads], [read.ids for read in plan.reads]
+        )
+        meter.engine_seconds += time.perf_counter() - start
+        meter.count(reads)
+        try:
+            return plan.combine([read.logprobs for read in reads], prior)
+        except ValueError as error:
+            raise EngineUnavailable(f"the engine returned an unusable read: {error}") from error
+
+    async def _prior(self, compiled: _Compiled, meter: _Meter) -> NDArray[np.float64]:
+        """The labels' log-probabilities under a content-free input, read once per question."""
+        async with compiled.lock:
+            if compiled.prior is None:
+                prompt = compiled.prompt
+                ids = prompt.render_content_free()
+                zero = np.zeros(len(prompt.plan.labels))
+                compiled.prior = (await self._read(prompt, ids, None, meter, zero)).logprobs
+            return compiled.prior
+
+
+def new_id() -> str:
+    """A decision id: the server's own, sortable by time, not to be guessed."""
+    return f"dec_{time.time_ns() // 1_000_000:012x}{secrets.token_hex(10)}"

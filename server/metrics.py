@@ -1,0 +1,71 @@
+"""Prometheus metrics of decisions, and the page that shows them beside the engine's own."""
+
+from collections.abc import Callable, Sequence
+from time import perf_counter
+
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from demur.server.types import Decider, DecideRequest, Decision
+
+ADHOC = "adhoc"
+
+_SECONDS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.3, 0.5, 1, 2, 5, 10, 30, 60)
+_MASS = (1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.05, 0.1, 0.2, 0.5, 0.8, 0.9, 0.95, 0.99, 1)
+
+
+class Metrics:
+    """The server's own metrics, in a registry of their own; `engine` are registries shown on the same page."""
+
+    def __init__(self, engine: Sequence[CollectorRegistry] = (REGISTRY,)) -> None:
+        self.registry = CollectorRegistry()
+        self._engine = engine
+        self.decisions = Counter(
+            "demur_decisions", "Decisions answered.", ("task", "verdict", "reason"), registry=self.registry
+        )
+        self.decision_seconds = Histogram(
+            "demur_decision_seconds", "Time of a decision.", ("task", "mode"), buckets=_SECONDS, registry=self.registry
+        )
+        self.engine_seconds = Histogram(
+            "demur_engine_seconds", "Of that, time in the engine.", buckets=_SECONDS, registry=self.registry
+        )
+        self.label_mass = Histogram(
+            "demur_label_mass", "Probability of all labels.", ("task",), buckets=_MASS, registry=self.registry
+        )
+        self.in_flight = Gauge("demur_in_flight", "Decisions waiting or running.", registry=self.registry)
+        self.shed = Counter("demur_shed", "Requests refused unread, or given up.", ("reason",), registry=self.registry)
+
+    def watch_in_flight(self, count: Callable[[], int]) -> None:
+        """Reads the gauge from `count` whenever the page is asked for."""
+        self.in_flight.set_function(count)
+
+    def count_shed(self, reason: str) -> None:
+        """Counts a request that was refused or given up."""
+        self.shed.labels(reason).inc()
+
+    def observe(self, decision: Decision, seconds: float) -> None:
+        """Records a decision that took so many seconds. Questions that are not registered count as `adhoc`."""
+        request = decision.request
+        task = request.task.name if request.task else ADHOC
+        self.decisions.labels(task, decision.verdict, decision.reason).inc()
+        self.decision_seconds.labels(task, request.spec.mode).observe(seconds)
+        self.engine_seconds.observe(decision.timings.engine_ms / 1e3)
+        self.label_mass.labels(task).observe(decision.label_mass)
+
+    def page(self) -> bytes:
+        """All metrics in Prometheus' text format."""
+        return b"".join(generate_latest(registry) for registry in (self.registry, *self._engine))
+
+
+class MeasuredDecider:
+    """A decider that records what another decides."""
+
+    def __init__(self, decider: Decider, metrics: Metrics) -> None:
+        self._decider = decider
+        self._metrics = metrics
+
+    async def decide(self, request: DecideRequest) -> Decision:
+        """Decides and records."""
+        start = perf_counter()
+        decision = await self._decider.decide(request)
+        self._metrics.observe(decision, perf_counter() - start)
+        return decision

@@ -1,0 +1,145 @@
+"""The OpenAPI document, from the wires' models."""
+
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from demur.server.services import DEADLINE_HEADER
+from demur.server.wires.decide_models import AnswerOut, BatchOut, DecideIn, ProblemOut
+from demur.server.wires.ops_models import StatusOut, TaskOut, TasksOut, VersionOut
+from demur.server.wires.systemone_models import ErrorOut, ModelsOut, SystemOneIn, SystemOneOut, ValidationOut
+
+JsonSchema = dict[str, Any]
+Operation = dict[str, Any]
+
+_MODELS: tuple[type[BaseModel], ...] = (
+    *(DecideIn, AnswerOut, BatchOut, ProblemOut),
+    *(StatusOut, TaskOut, TasksOut, VersionOut),
+    *(ErrorOut, ModelsOut, SystemOneIn, SystemOneOut, ValidationOut),
+)
+
+_MEANINGS = {
+    400: "Not readable; says where",
+    401: "No key, or a wrong one",
+    404: "Not found",
+    413: "Over a limit; says the limit and the size",
+    415: "Not JSON, or an unknown Content-Encoding",
+    422: "Readable but wrong; lists every fault",
+    429: "The queue is full; see Retry-After",
+    503: "Starting, draining, or the engine is not available",
+    504: "No answer by the deadline",
+}
+_BODY_STATUSES = (400, 401, 404, 413, 415, 422, 429, 503, 504)
+
+
+def openapi_document(version: str, *, requires_key: bool) -> dict[str, Any]:
+    """The OpenAPI 3.1 document of all routes."""
+    _, schemas = models_json_schema(
+        [(model, "validation") for model in _MODELS], ref_template="#/components/schemas/{model}"
+    )
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Demur",
+            "version": version,
+            "description": "Typed questions in, decisions with a verdict out: trust, review or defer.",
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "paths": _paths(),
+        "components": {
+            "schemas": schemas["$defs"],
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
+        "security": [{"key": []}] if requires_key else [],
+    }
+
+
+def _paths() -> dict[str, dict[str, Operation]]:
+    answer = {"anyOf": [_ref(AnswerOut), _ref(BatchOut)]}
+    return {
+        "/decide": {
+            "post": _operation(
+                "decide",
+                "Decide about one input (an answer) or several (a batch of answers and problems)",
+                _json(answer) | _problems(_BODY_STATUSES),
+                body=_ref(DecideIn),
+            )
+        },
+        "/v1/systemone": {
+            "post": _operation(
+                "systemone",
+                "Answer questions about one state, by TypeSafe's contract",
+                _json(_ref(SystemOneOut)) | _details(_BODY_STATUSES),
+                body=_ref(SystemOneIn),
+            )
+        },
+        "/v1/models": {
+            "get": _operation("list_models", "Names of the model served", _json(_ref(ModelsOut)) | _details((401,)))
+        },
+        "/tasks": {"get": _operation("list_tasks", "Registered tasks", _json(_ref(TasksOut)) | _problems((401,)))},
+        "/tasks/{name}": {
+            "get": _operation("get_task", "One registered task", _json(_ref(TaskOut)) | _problems((401, 404)))
+            | {
+                "parameters": [
+                    {"name": "name", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+                ]
+            }
+        },
+        "/healthz": {"get": _public("healthz", "Whether the process is alive", _json(_ref(StatusOut)))},
+        "/readyz": {
+            "get": _public("readyz", "Whether decisions can be taken", _json(_ref(StatusOut)) | _problems((503,)))
+        },
+        "/version": {"get": _public("version", "What runs here", _json(_ref(VersionOut)))},
+        "/metrics": {
+            "get": _operation(
+                "metrics",
+                "Metrics in Prometheus' text format",
+                {"200": {"description": "Metrics", "content": {"text/plain": {"schema": {"type": "string"}}}}}
+                | _problems((401,)),
+            )
+        },
+    }
+
+
+def _operation(name: str, summary: str, responses: dict[str, Any], *, body: JsonSchema | None = None) -> Operation:
+    operation: Operation = {"operationId": name, "summary": summary, "responses": responses}
+    if body is not None:
+        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}
+        operation["parameters"] = [
+            {
+                "name": DEADLINE_HEADER,
+                "in": "header",
+                "description": "Milliseconds that the caller will wait; it can only shorten the server's deadline.",
+                "schema": {"type": "integer", "minimum": 1, "maximum": 999_999_999_999},
+            }
+        ]
+    return operation
+
+
+def _public(name: str, summary: str, responses: dict[str, Any]) -> Operation:
+    return _operation(name, summary, responses) | {"security": []}
+
+
+def _ref(model: type[BaseModel]) -> JsonSchema:
+    return {"$ref": f"#/components/schemas/{model.__name__}"}
+
+
+def _json(schema: JsonSchema) -> dict[str, Any]:
+    return {"200": {"description": "OK", "content": {"application/json": {"schema": schema}}}}
+
+
+def _problems(statuses: tuple[int, ...]) -> dict[str, Any]:
+    content = {"application/problem+json": {"schema": _ref(ProblemOut)}}
+    return {str(status): {"description": _MEANINGS[status], "content": content} for status in statuses}
+
+
+def _details(statuses: tuple[int, ...]) -> dict[str, Any]:
+    """As `_problems`, in the form of TypeSafe's contract."""
+    return {
+        str(status): {
+            "description": _MEANINGS[status],
+            "content": {"application/json": {"schema": _ref(ValidationOut if status == 422 else ErrorOut)}},
+        }
+        for status in statuses
+    }

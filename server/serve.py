@@ -1,0 +1,230 @@
+"""The server process: socket, engine, signals, and how it all ends.
+
+Exit statuses: 0 after a drain, 1 when the model or the tasks cannot be served, 70 when the engine died or hung.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import uvicorn
+
+from demur.decision.errors import DecisionError
+from demur.decision.task import Task
+from demur.decision.taskfile import load_tasks
+from demur.server.app import create_app
+from demur.server.decide import DecidePipeline
+from demur.server.engines import watch
+from demur.server.engines.identity import ModelUnusable
+from demur.server.engines.vllm_engine import VllmEngine, VllmSettings
+from demur.server.errors import DemurError, Unavailable
+from demur.server.registry import Registry
+from demur.server.services import ServedModel, Services
+from demur.server.settings import Settings
+from demur.server.types import DecideRequest, Decision
+
+EXIT_UNUSABLE = 1
+EXIT_ENGINE = 70
+#: After an engine failure: time for the 503s to reach their callers.
+_LAST_ANSWERS_S = 2.0
+
+_log = logging.getLogger("demur.serve")
+
+
+class _LateDecider:
+    """Stands in for the pipeline until the engine runs."""
+
+    def __init__(self) -> None:
+        self.pipeline: DecidePipeline | None = None
+
+    async def decide(self, request: DecideRequest) -> Decision:
+        """See `Decider.decide`."""
+        if self.pipeline is None:
+            raise Unavailable("the engine is starting; try again later", retry_after=5)
+        return await self.pipeline.decide(request)
+
+
+class _Uvicorn(uvicorn.Server):
+    """Uvicorn that leaves signals to us: it would stop listening at the first one, and new work is to get a 503."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class DemurServer:
+    """One server process. `await run()` returns the exit status."""
+
+    def __init__(self, settings: Settings, *, on_ready: Callable[[str], None] = lambda _: None) -> None:
+        self.settings = settings
+        self._on_ready = on_ready
+        self._decider = _LateDecider()
+        self._registry = Registry({})
+        self._engine: VllmEngine | None = None
+        self._status = 0
+        self._signals = 0
+        self._stopping = asyncio.Event()
+        self._reload = asyncio.Lock()
+        self._background: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> int:
+        """Serves until a signal or a failure. Raises `DecisionError` for task files that are wrong, `OSError`."""
+        tasks = read_tasks(self.settings.tasks)
+        listener = bind(self.settings.host, self.settings.port)
+        name = self.settings.model_name or Path(self.settings.model or "").name
+        self._services = Services.build(self._decider, self._registry, self.settings, ServedModel.named(name))
+        self._lifecycle = self._services.lifecycle
+        config = uvicorn.Config(
+            create_app(self._services),
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            server_header=False,
+            timeout_graceful_shutdown=5,
+        )
+        self._http = _Uvicorn(config)
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._signalled)
+        loop.add_signal_handler(signal.SIGINT, self._signalled)
+        loop.add_signal_handler(signal.SIGHUP, self._spawn_reload)
+        serving = asyncio.create_task(self._http.serve(sockets=[listener]))
+        address = listener.getsockname()
+        url = f"http://{f'[{address[0]}]' if ':' in address[0] else address[0]}:{address[1]}"
+        starting = asyncio.create_task(self._start(tasks, url))
+        try:
+            await self._stopping.wait()
+        finally:
+            starting.cancel()
+            self._http.should_exit = True
+            await asyncio.gather(starting, serving, return_exceptions=True)
+            if self._engine is not None:
+                await self._engine.aclose()
+            await asyncio.to_thread(watch.kill, watch.children())
+        return self._status
+
+    async def _start(self, tasks: Mapping[str, Task], url: str) -> None:
+        _log.info("starting the engine", extra={"fields": {"model": self.settings.model, "url": url}})
+        try:
+            engine = self._engine = await VllmEngine.start(vllm_settings(self.settings))
+            pipeline = DecidePipeline(engine, max_input_tokens=self.settings.max_input_tokens)
+            await pipeline.adopt(pipeline.prepare(tasks.values()))
+        except (ModelUnusable, DecisionError, DemurError) as error:
+            _log.error("cannot serve: %s", error)  # noqa: TRY400  the message says it all
+            self._lifecycle.fail(str(error))
+            self._stop(EXIT_UNUSABLE)
+            return
+        except Exception:
+            _log.exception("cannot serve")
+            self._lifecycle.fail("the engine did not start")
+            self._stop(EXIT_UNUSABLE)
+            return
+        self._decider.pipeline = pipeline
+        self._registry.current = tasks
+        self._lifecycle.ready()
+        fields = {
+            "url": url,
+            "model": engine.identity.name,
+            "tasks": sorted(tasks),
+            "wide_reads": engine.label_limit > 128,
+        }
+        _log.info("ready", extra={"fields": fields})
+        self._on_ready(url)
+        reason = await engine.failed()
+        _log.error("the engine failed: %s", reason)
+        self._lifecycle.fail(reason)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._services.admission.idle(), _LAST_ANSWERS_S)
+        self._stop(EXIT_ENGINE)
+
+    def _stop(self, status: int) -> None:
+        self._status = self._status or status
+        self._stopping.set()
+
+    def _signalled(self) -> None:
+        self._signals += 1
+        if self._signals > 1:
+            _log.warning("second signal: stopping at once")
+            watch.kill(watch.children())
+            os._exit(130)
+        self._spawn(self._drain())
+
+    async def _drain(self) -> None:
+        in_flight = self._services.admission.in_flight
+        _log.info("draining", extra={"fields": {"in_flight": in_flight, "seconds": self.settings.drain_s}})
+        self._lifecycle.drain()
+        try:
+            await asyncio.wait_for(self._services.admission.idle(), self.settings.drain_s)
+        except TimeoutError:
+            _log.warning("gave up on work in flight", extra={"fields": {"in_flight": self._services.admission.in_flight}})
+        self._stop(0)
+
+    def _spawn_reload(self) -> None:
+        self._spawn(self._reload_tasks())
+
+    async def _reload_tasks(self) -> None:
+        """All or nothing: whatever is wrong with one task, those that were registered stay."""
+        pipeline = self._decider.pipeline
+        if pipeline is None:
+            _log.warning("not reloaded: the server is still starting")
+            return
+        async with self._reload:
+            try:
+                tasks = await asyncio.to_thread(read_tasks, self.settings.tasks)
+                prepared = await asyncio.to_thread(pipeline.prepare, tasks.values())
+                await pipeline.adopt(prepared)
+            except (DecisionError, DemurError, OSError) as error:
+                _log.error("tasks not reloaded, the old ones stay: %s", error)  # noqa: TRY400
+                return
+            self._registry.current = tasks
+        _log.info("tasks reloaded", extra={"fields": {"tasks": sorted(tasks)}})
+
+    def _spawn(self, work: "asyncio._CoroutineLike[None]") -> None:
+        task = asyncio.ensure_future(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+
+def read_tasks(directory: Path | None) -> Mapping[str, Task]:
+    """The tasks of a directory by name; none without a directory. Raises TaskFileError."""
+    return {} if directory is None else {task.name: task for task in load_tasks(directory)}
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises `OSError` with the address in its message."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(2048)
+    except OSError as error:
+        listener.close()
+        raise OSError(error.errno, f"cannot listen on {host}:{port}: {error.strerror}") from None
+    listener.setblocking(False)
+    return listener
+
+
+def vllm_settings(settings: Settings) -> VllmSettings:
+    """The engine's part of the settings."""
+    if settings.model is None:
+        raise ModelUnusable("no model: give --model DIR, or --demo")
+    return VllmSettings(
+        model=settings.model,
+        name=settings.model_name,
+        dtype=settings.dtype,
+        max_model_len=settings.max_model_len,
+        max_num_seqs=settings.max_num_seqs,
+        max_num_batched_tokens=settings.max_num_batched_tokens,
+        block_size=settings.block_size,
+        kv_cache_gib=settings.kv_cache_gib,
+        gpu_memory_utilization=settings.gpu_memory_utilization,
+        tensor_parallel_size=settings.tensor_parallel_size,
+        compile=settings.compile,
+        threads=settings.threads,
+        hang_timeout=settings.hang_timeout_s,
+    )

@@ -1,0 +1,150 @@
+"""The server's settings: one typed object, read from flags, `DEMUR_*` variables and a YAML file, in that order."""
+
+import difflib
+import ipaddress
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
+
+from demur.decision.question import MAX_OPTIONS, MIN_OPTIONS
+
+PREFIX = "DEMUR_"
+#: Variables of the Python client, which may be set where a server runs too.
+FOREIGN = frozenset({"DEMUR_URL", "DEMUR_API_KEY", "DEMUR_CONFIG"})
+
+
+class SettingsError(ValueError):
+    """Settings that cannot be used; the message names the key, where it was read and the remedy."""
+
+
+def _split(value: Any) -> Any:
+    return tuple(part for part in map(str.strip, value.split(",")) if part) if isinstance(value, str) else value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
+Keys = Annotated[tuple[SecretStr, ...], BeforeValidator(_split)]
+
+
+class Settings(BaseModel):
+    """All settings with their defaults. Sizes in bytes, tokens or items; times in seconds."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=(), hide_input_in_errors=True
+    )
+
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="Least severe lines logged.")
+
+    api_keys: Keys = Field((), description="Keys that may ask for decisions, comma-separated.")
+    api_keys_file: Path | None = Field(None, description="File with one such key a line; `#` begins a comment.")
+    admin_keys: Keys = Field((), description="Keys that may use admin routes too, comma-separated.")
+    admin_keys_file: Path | None = Field(None, description="File with one admin key a line.")
+    allow_no_auth: bool = Field(False, description="Listen beyond loopback although no key is set.")
+    public_docs: bool = Field(False, description="Show /docs and /openapi.json without a key.")
+    cache_salt_per_key: bool = Field(False, description="Give every key a prefix cache of its own.")
+
+    model_aliases: Names = Field((), description="Further model names to answer to, comma-separated.")
+
+    max_body_bytes: int = Field(4 * 2**20, ge=1024, description="Body of a request, also once decompressed.")
+    max_input_tokens: int = Field(32_768, ge=1, description="Tokens of one input; the model's context limits too.")
+    max_options: int = Field(MAX_OPTIONS, ge=MIN_OPTIONS, le=MAX_OPTIONS, description="Options of a question.")
+    max_batch: int = Field(256, ge=1, description="Inputs of one /decide request.")
+    max_questions: int = Field(64, ge=1, description="Questions of one /v1/systemone request.")
+    max_nesting: int = Field(64, ge=8, le=190, description="Depth of nested JSON.")
+    max_thought_tokens: int = Field(2048, ge=1, description="Budget that an inline question may give its thought.")
+    queue_size: int = Field(512, ge=1, description="Decisions waiting or running; more are refused with 429.")
+    retry_after_s: int = Field(1, ge=1, description="Retry-After of 429 and 503.")
+    deadline_s: float = Field(60.0, gt=0, description="Time for a request; X-Demur-Deadline-Ms shortens it.")
+    drain_s: float = Field(30.0, ge=0, description="Time for work in flight to finish at SIGTERM.")
+    hang_timeout_s: float = Field(30.0, gt=0, description="No engine output for so long with work pending: it hangs.")
+
+    @model_validator(mode="after")
+    def _batches_fit(self) -> Self:
+        for name in ("max_batch", "max_questions"):
+            if getattr(self, name) > self.queue_size:
+                raise ValueError(f"{name} exceeds queue_size, so such a request would never be admitted")
+        return self
+
+    @model_validator(mode="after")
+    def _bind_is_safe(self) -> Self:
+        if not (_is_loopback(self.host) or self.allow_no_auth or self.requires_key):
+            raise ValueError(
+                f"refusing to listen on {self.host} without keys: set api_keys (DEMUR_API_KEYS) or api_keys_file, "
+                "or allow_no_auth if whoever reaches the port may use it"
+            )
+        return self
+
+    @property
+    def requires_key(self) -> bool:
+        """Whether callers need a key. A key file counts even when it is empty: then nobody gets in."""
+        return bool(self.api_keys or self.admin_keys or self.api_keys_file or self.admin_keys_file)
+
+
+def load_settings(flags: Mapping[str, Any], *, environ: Mapping[str, str], config: Path | None = None) -> Settings:
+    """Settings from flags (None means not given), then `DEMUR_*` variables, then the YAML file.
+
+    The file is `config` or the one that `DEMUR_CONFIG` names. Raises `SettingsError`, also for unknown keys.
+    """
+    path = config or (Path(environ["DEMUR_CONFIG"]) if environ.get("DEMUR_CONFIG") else None)
+    sources = {
+        str(path): _read_file(path) if path else {},
+        "environment": {
+            key.removeprefix(PREFIX).lower(): value
+            for key, value in environ.items()
+            if key.startswith(PREFIX) and key not in FOREIGN
+        },
+        "flags": {key: value for key, value in flags.items() if value is not None},
+    }
+    origin: dict[str, str] = {}
+    merged: dict[str, Any] = {}
+    for source, values in sources.items():
+        _refuse_unknown(values, source)
+        merged |= values
+        origin |= dict.fromkeys(values, source)
+    try:
+        return Settings.model_validate(merged)
+    except ValidationError as error:
+        raise SettingsError("; ".join(_explain(error, origin))) from None
+
+
+def _explain(error: ValidationError, origin: Mapping[str, str]) -> Iterable[str]:
+    for fault in error.errors(include_input=False, include_url=False):
+        name = str(fault["loc"][0]) if fault["loc"] else ""
+        where = f"{name} ({origin.get(name, 'default')}): " if name else ""
+        yield where + fault["msg"].removeprefix("Value error, ")
+
+
+def _refuse_unknown(values: Mapping[str, Any], source: str) -> None:
+    known = list(Settings.model_fields)
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise SettingsError(f"unknown setting {key} ({source}){hint}")
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"cannot read {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} is not YAML: {error}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise SettingsError(f"{path} must hold a mapping of setting names to values")
+    return values
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
