@@ -131,14 +131,15 @@ def test_the_routes_are_those_of_the_server(demo_server: Any):
     assert set(column("api.md", "route", 0)) == served
 
 
-@pytest.mark.process
-@pytest.mark.parametrize("name", BLOCKS)
-def test_flags_that_documents_name_exist(name: str):
+def test_flags_that_are_named_exist():
     program = str(Path(sys.executable).parent / "demur")
     known = subprocess.run([program, "serve", "--help"], capture_output=True, text=True, check=True).stdout
-    text = (ROOT / name if (ROOT / name).exists() else ROOT / "docs" / name).read_text()
-    flags = [flag for line in re.findall(r"demur serve[^`\n]*", text) for flag in re.findall(r"--[a-z-]+", line)]
-    assert [flag for flag in flags if not re.search(rf"{flag}\b", known)] == []
+    named = set()
+    for path in [*DOCUMENTS, ROOT / "Dockerfile", *(ROOT / "deploy").glob("**/*.s*")]:
+        for line in re.findall(r"(?:demur serve|^CMD )[^`\n]*", path.read_text(), re.MULTILINE):
+            named |= set(re.findall(r"--[a-z-]+", line))
+    assert {"--host", "--port", "--model", "--tasks", "--demo"} <= named
+    assert [flag for flag in named if not re.search(rf"{flag}\b", known)] == []
 
 
 @pytest.mark.parametrize("name", BLOCKS)
