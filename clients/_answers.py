@@ -48,6 +48,9 @@ def read_problem(
     alone makes a usable error.
     """
     members = dict(data) if isinstance(data, dict) else {}
+    if isinstance(members.get("detail"), dict):  # the form of the /v1 routes
+        detail = members.pop("detail")
+        members |= {"type": detail.get("error_type", "about:blank"), "detail": detail.get("message", "")}
     members.pop("status", None)
     faults = members.pop("faults", None)
     pause = members.pop("retry_after", None)

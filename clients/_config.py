@@ -9,6 +9,8 @@ from demur.clients._retry import RetryPolicy
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 DEFAULT_TIMEOUT = 60.0
+#: Sockets and the server's header take no more; who waits longer than eleven days waits for something else.
+MAX_SECONDS = 1e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,11 @@ def resolve(base_url: str | None, api_key: str | None, timeout: float, retry: Re
     key = api_key or os.environ.get("DEMUR_API_KEY") or None
     if key is not None and not (key.isascii() and key.isprintable() and " " not in key):
         raise ValueError("the API key must be printable ASCII without spaces")
-    if not timeout > 0:
-        raise ValueError("timeout must be above 0 seconds")
+    check_seconds("timeout", timeout)
     return Settings(url, key, timeout, retry or RetryPolicy())
+
+
+def check_seconds(name: str, value: float) -> None:
+    """Raises ValueError unless `value` can bound a call."""
+    if not 0 < value <= MAX_SECONDS:
+        raise ValueError(f"{name} must be above 0 and at most {MAX_SECONDS:,.0f} seconds")

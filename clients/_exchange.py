@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from demur.clients._answers import read_problem
 from demur.clients._calls import Call
-from demur.clients._config import Settings
+from demur.clients._config import Settings, check_seconds
 from demur.clients._errors import ConnectionFailed, DemurClientError, Timeout, UnexpectedAnswer, error_for
 from demur.clients._retry import RETRIED, read_retry_after
 
@@ -52,8 +52,7 @@ Exchange = Generator[Send | Pause, httpx.Response | httpx.RequestError | None, T
 def exchange(call: Call[T], settings: Settings, clock: Callable[[], float]) -> Exchange[T]:
     """Send the call until an answer comes that stands, or attempts or deadline run out."""
     budget = settings.timeout if call.deadline is None else call.deadline
-    if not budget > 0:
-        raise ValueError("deadline must be above 0 seconds")
+    check_seconds("deadline", budget)
     ends = clock() + budget
     attempts = settings.retry.attempts if call.retried else 1
     attempt = 1

@@ -5,12 +5,19 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SOURCES = ["pyproject.toml", "README.md", "LICENSE", "decision", "calibration", "server", "clients"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+SOURCES = [
+    "pyproject.toml",
+    PROJECT["project"]["readme"],
+    *PROJECT["project"]["license-files"],
+    *PROJECT["tool"]["setuptools"]["package-dir"].values(),
+]
 HEAVY = ["torch", "vllm", "transformers", "fastapi", "uvicorn", "sqlalchemy"]
 
 # Runs in the new environment: what is importable there, and where the client came from.

@@ -99,7 +99,9 @@ def test_the_docstring_draws_the_whole_tree():
 
 
 def _objects(values):
-    keys = st.sampled_from(["type", "title", "status", "detail", "faults", "path", "message", "request_id"])
+    keys = st.sampled_from(
+        ["type", "title", "status", "detail", "faults", "path", "message", "request_id", "error_type"]
+    )
     return st.dictionaries(keys | st.text(), values)
 
 
@@ -114,6 +116,13 @@ async def test_a_proxys_page_is_an_error_with_its_status(connect, script):
     server = script(httpx.Response(502, html="<h1>Bad gateway</h1>"))
     with pytest.raises(api.ServerError, match="502 Bad Gateway"):
         await connect(server)("decide", "x", task="t")
+
+
+async def test_the_error_form_of_the_v1_routes_is_read_too(connect, script):
+    body = {"detail": {"error_type": "authentication_error", "message": "the API key is not valid here"}}
+    with pytest.raises(api.AuthenticationError) as caught:
+        await connect(script(httpx.Response(401, json=body)))("models")
+    assert (caught.value.type, caught.value.detail) == ("authentication_error", "the API key is not valid here")
 
 
 @pytest.mark.parametrize(

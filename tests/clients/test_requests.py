@@ -123,6 +123,7 @@ async def test_without_a_key_none_is_sent(connect, script):
         {"api_key": "ключ"},
         {"api_key": "new\nline"},
         {"timeout": 0},
+        {"timeout": float("inf")},
     ],
 )
 async def test_settings_that_cannot_work_are_refused_at_once(connect, script, settings):

@@ -95,7 +95,7 @@ async def test_an_answer_that_is_late_is_a_timeout_and_final(connect, script, ti
     assert len(server.requests) == 1
 
 
-@pytest.mark.parametrize("deadline", [0, -1, float("nan")])
+@pytest.mark.parametrize("deadline", [0, -1, float("nan"), float("inf")])
 async def test_a_deadline_must_lie_ahead(connect, script, deadline):
     with pytest.raises(ValueError, match="deadline"):
         await connect(script())("decide", "x", task="t", deadline=deadline)
