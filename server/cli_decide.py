@@ -35,7 +35,7 @@ def decide(
     """Decide TASK about INPUT, or about every line of standard input.
 
     A line is JSON: an input, or an object with an `input` and whatever else is to come back with the answer. One line
-    of JSON goes to standard output for each; the exit status is 1 if any of them is a problem. The key is DEMUR_API_KEY.
+    of JSON goes to standard output for each; the exit status is 1 if any is a problem. The key is DEMUR_API_KEY.
     """
     rows = list(_rows(sys.stdin)) if text is None else [{"input": text}]
     if model is None:
@@ -105,7 +105,7 @@ async def _run(name: str, rows: list[Row], model: str, directory: Path, explain:
     from demur.server.decide import DecidePipeline
     from demur.server.engines.vllm_engine import VllmEngine, VllmSettings
     from demur.server.errors import DemurError
-    from demur.server.serve import read_tasks
+    from demur.server.tasks import read_tasks
     from demur.server.types import DecideRequest
     from demur.server.wires.decide import answer_members, unknown_task
 

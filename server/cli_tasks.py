@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from demur.decision.errors import TaskFileError
+from demur.decision.task import Task
 
 
 @click.group()
@@ -21,13 +22,13 @@ def check(files: tuple[Path, ...], model: Path | None) -> None:
 
     Every fault is shown with file, line and remedy. Exits with 1 if there is any.
     """
-    from demur.decision.taskfile import load_task, load_tasks
+    from demur.server.tasks import read_tasks
 
     wrong = False
-    good = []
+    good: list[Task] = []
     for path in files:
         try:
-            good += load_tasks(path) if path.is_dir() else [load_task(path)]
+            good += read_tasks(path).values()
         except TaskFileError as error:
             wrong = True
             click.echo(str(error), err=True)

@@ -18,7 +18,6 @@ import uvicorn
 
 from demur.decision.errors import DecisionError
 from demur.decision.task import Task
-from demur.decision.taskfile import load_tasks
 from demur.server.app import create_app
 from demur.server.decide import DecidePipeline
 from demur.server.engines import watch
@@ -29,6 +28,7 @@ from demur.server.lifecycle import Lifecycle
 from demur.server.registry import Registry
 from demur.server.services import ServedModel
 from demur.server.settings import Settings
+from demur.server.tasks import read_tasks
 from demur.server.types import DecideRequest, Decision
 
 EXIT_UNUSABLE = 1
@@ -199,11 +199,6 @@ class DemurServer:
         task = asyncio.ensure_future(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
-
-
-def read_tasks(directory: Path | None) -> Mapping[str, Task]:
-    """The tasks of a directory by name; none without a directory. Raises TaskFileError."""
-    return {} if directory is None else {task.name: task for task in load_tasks(directory)}
 
 
 def bind(host: str, port: int) -> socket.socket:

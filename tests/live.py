@@ -4,10 +4,12 @@ Tests that block (a subprocess, the blocking client) would otherwise stop the lo
 """
 
 import asyncio
+import socket
 import threading
 import warnings
 from collections.abc import Coroutine
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import uvicorn
@@ -33,6 +35,16 @@ class LiveServer:
     serving: asyncio.Task[None]
 
 
+class _Http(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.up = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.up.set()
+
+
 class Live:
     """An engine in a thread. `run` awaits a coroutine there and returns its result."""
 
@@ -55,7 +67,7 @@ class Live:
         return self.run(self._serve(settings, tasks))
 
     async def _serve(self, settings: Settings, directory: str) -> LiveServer:
-        tasks = {task.name: task for task in load_tasks(directory)}
+        tasks = load_tasks(Path(directory))
         pipeline = DecidePipeline(self.engine, max_input_tokens=settings.max_input_tokens)
         await pipeline.adopt(pipeline.prepare(tasks.values()))
         lifecycle = Lifecycle()
@@ -63,10 +75,9 @@ class Live:
         model = ServedModel(self.engine.identity.name, "The demo model.", "2026-01-01")
         app = create_app(pipeline, Registry(tasks), settings, lifecycle, model)
         listener = bind("127.0.0.1", 0)
-        http = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off"))
+        http = _Http(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off"))
         serving = asyncio.create_task(http.serve(sockets=[listener]))
-        while not http.started:
-            await asyncio.sleep(0.01)
+        await http.up.wait()
         return LiveServer(f"http://127.0.0.1:{listener.getsockname()[1]}", app, http, serving)
 
     def stop(self, server: LiveServer) -> None:

@@ -1,7 +1,6 @@
 """vLLM's readouts are those of transformers, within 1e-3, alone and in company."""
 
 import asyncio
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,8 +34,10 @@ INPUTS = [
 
 
 def question(count: int, *, words: int = 1) -> Question:
-    names = [" ".join([TOPICS[i % len(TOPICS)], *([str(i)] if count > len(TOPICS) else []), *["now"] * (words - 1)])
-             for i in range(count)]
+    names = [
+        " ".join([TOPICS[i % len(TOPICS)], *([str(i)] if count > len(TOPICS) else []), *["now"] * (words - 1)])
+        for i in range(count)
+    ]
     return Question("Which topic is this about?", tuple(Option(name) for name in names))
 
 
@@ -53,14 +54,15 @@ CASES = {
 
 
 @pytest.fixture(scope="module")
-def reference(demo_model: "Path") -> Iterator[TransformersEngine]:
-    yield asyncio.run(TransformersEngine.start(str(demo_model)))
+def reference(demo_model: "Path") -> TransformersEngine:
+    return asyncio.run(TransformersEngine.start(str(demo_model)))
 
 
 async def read(engine: Engine, prompt: CompiledPrompt, text: str) -> Readout:
     ids = prompt.render(text, 4096).ids
     plan = prompt.plan
-    reads = await engine.read([TokenPrompt(ids + each.suffix) for each in plan.reads], [each.ids for each in plan.reads])
+    prompts = [TokenPrompt(ids + each.suffix) for each in plan.reads]
+    reads = await engine.read(prompts, [each.ids for each in plan.reads])
     return plan.combine([each.logprobs for each in reads])
 
 
