@@ -56,7 +56,7 @@ class TransformersEngine:
         import torch
 
         with torch.inference_mode():
-            logits = self._model(torch.tensor([prompt.ids])).logits[0, -1]
+            logits = self._model(torch.tensor([prompt.ids]), logits_to_keep=1).logits[0, -1]
             logprobs = torch.log_softmax(logits.double(), dim=-1)[list(labels)]
         return TokenRead(np.asarray(logprobs.numpy(), dtype=np.float64), len(prompt.ids), 0)
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+import torch
 
 from demur.decision.prompt import CompiledPrompt, TokenPrompt
 from demur.decision.question import Option, Question
@@ -55,6 +56,7 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def reference(demo_model: "Path") -> TransformersEngine:
+    torch.set_num_threads(1)  # two would wait for each other beside vLLM's
     return asyncio.run(TransformersEngine.start(str(demo_model)))
 
 
@@ -69,14 +71,14 @@ async def read(engine: Engine, prompt: CompiledPrompt, text: str) -> Readout:
 @pytest.mark.parametrize("case", CASES)
 def test_readouts_agree_alone_and_in_a_batch_of_16(case: str, live: "Live", reference: TransformersEngine) -> None:
     prompt = live.pipeline.prompts.compile(CASES[case])
-    wanted = [asyncio.run(read(reference, prompt, text)) for text in INPUTS[:4]]
+    wanted = [asyncio.run(read(reference, prompt, text)) for text in INPUTS[:3]]
 
-    alone = [live.run(read(live.engine, prompt, text)) for text in INPUTS[:4]]
+    alone = [live.run(read(live.engine, prompt, text)) for text in INPUTS[:3]]
 
     async def together() -> list[Readout]:
         return await asyncio.gather(*(read(live.engine, prompt, text) for text in INPUTS * 2))
 
-    company = live.run(together())[:4]
+    company = live.run(together())[:3]
     for expected, single, batched in zip(wanted, alone, company, strict=True):
         np.testing.assert_allclose(single.logprobs, expected.logprobs, atol=1e-3)
         np.testing.assert_allclose(batched.logprobs, expected.logprobs, atol=1e-3)
