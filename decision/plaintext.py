@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tokenizers import Tokenizer
+from tokenizers.models import BPE
 
 from demur.decision.errors import UnusableModelError
 
@@ -37,11 +38,12 @@ class PlainTokenizer:
                 f"{type(tokenizer).__name__} is not a fast tokenizer, so control tokens cannot be kept out of users' "
                 "text; convert it to tokenizer.json (AutoTokenizer.from_pretrained(..., use_fast=True) and save)"
             )
-        state = json.loads(backend.to_str()) | {"truncation": None, "padding": None}
-        self._control = Tokenizer.from_str(json.dumps(state))
-        ids = {int(token["id"]) for token in state["added_tokens"]}
-        self.added_ids: frozenset[int] = frozenset(ids | {int(token) for token in tokenizer.all_special_ids})
-        self._plain = Tokenizer.from_str(json.dumps(_plain_state(state)))
+        self._control = Tokenizer.from_str(backend.to_str())
+        self._control.no_truncation()
+        self._control.no_padding()
+        self._plain = _without_added(self._control)
+        added = self._control.get_added_tokens_decoder()
+        self.added_ids: frozenset[int] = frozenset(added) | frozenset(tokenizer.all_special_ids)
         usable = (c for c in STAND_INS if self._raw(c) and self.added_ids.isdisjoint(self._raw(c)))
         self._stand_in = next(usable, "")
         self.bos_ids = self._leading_ids()
@@ -116,14 +118,19 @@ class PlainTokenizer:
         return ()
 
 
-def _plain_state(state: dict[str, Any]) -> dict[str, Any]:
-    """The tokenizer's state without added tokens, post-processing, or anything done to the edges of a text."""
-    return state | {
-        "added_tokens": [],
-        "post_processor": None,
-        "normalizer": _without_edges(state["normalizer"]),
-        "pre_tokenizer": _without_edges(state["pre_tokenizer"]),
-    }
+def _without_added(tokenizer: Tokenizer) -> Tokenizer:
+    """A tokenizer with the same vocabulary in memory, no added tokens, and nothing done to the edges of a text."""
+    parts = Tokenizer(BPE())
+    if tokenizer.normalizer is not None:
+        parts.normalizer = tokenizer.normalizer
+    if tokenizer.pre_tokenizer is not None:
+        parts.pre_tokenizer = tokenizer.pre_tokenizer
+    state = json.loads(parts.to_str())
+    for part in ("normalizer", "pre_tokenizer"):
+        state[part] = _without_edges(state[part])
+    plain = Tokenizer.from_str(json.dumps(state))
+    plain.model = tokenizer.model
+    return plain
 
 
 def _without_edges(part: dict[str, Any] | None) -> dict[str, Any] | None:

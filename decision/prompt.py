@@ -15,6 +15,7 @@ from typing import Any
 from demur.decision.errors import InputTooLongError
 from demur.decision.labels import LabelPlan, continuation, letter_codes, plan_labels
 from demur.decision.plaintext import PlainTokenizer
+from demur.decision.question import MAX_OPTIONS
 from demur.decision.task import DecisionSpec, Mode, ReadoutKind, Truncation
 from demur.decision.template import THINK_MARKERS, ChatTemplate, Frame
 from demur.decision.wording import ANSWER_PREFIX, CONTENT_FREE_INPUT, UNMARKED_THOUGHT, one_line, words
@@ -152,14 +153,15 @@ class PromptBuilder:
         options = spec.question.options
         note = None
         if spec.readout.kind is ReadoutKind.LETTER:
-            context, codes = self._codes(answer, len(options))
+            found = self._codes(answer)
+            context, codes = next((way for way in found if len(way[1]) >= len(options)), found[0])
             if len(codes) >= len(options):
                 letters, ids = zip(*codes[: len(options)], strict=True)
                 plan = plan_labels(ReadoutKind.LETTER, letters, [(token,) for token in ids], length=spec.readout.length)
                 return plan, context, letters
             note = (
-                f"the options' names are read: this tokenizer has {len(codes)} letter codes of one token each, "
-                f"fewer than the {len(options)} options"
+                f"the options' names are read: this tokenizer has {max(len(way[1]) for way in found)} letter codes of "
+                f"one token each, fewer than the {len(options)} options"
             )
         context, separator = split_answer(answer)
         labels = [one_line(option.name) for option in options]
@@ -173,15 +175,16 @@ class PromptBuilder:
         )
         return plan, context, ()
 
-    def _find_codes(self, answer: str, needed: int) -> tuple[str, tuple[tuple[str, int], ...]]:
-        """The words before the letter, and the codes; a tokenizer that writes spaces apart gets one in the words."""
+    def _find_codes(self, answer: str) -> list[tuple[str, tuple[tuple[str, int], ...]]]:
+        """Ways to set letters behind the answer prefix, best first: the words before them, and the codes.
+
+        The space belongs to the letter, unless the tokenizer writes it apart: then it belongs to the words.
+        """
         context, separator = split_answer(answer)
-        codes = letter_codes(self.encode, context, separator)
-        if separator and len(codes) < needed:
-            apart = letter_codes(self.encode, context + separator, "")
-            if len(apart) > len(codes):
-                return context + separator, tuple(apart)
-        return context, tuple(codes)
+        found = [(context, tuple(letter_codes(self.encode, context, separator)))]
+        if separator and len(found[0][1]) < MAX_OPTIONS:
+            found.append((context + separator, tuple(letter_codes(self.encode, context + separator, ""))))
+        return found
 
     def _thought(self, frame: Frame, *, unmarked: bool) -> tuple[list[int], list[int]]:
         """What opens a thought behind the frame, and what closes it."""

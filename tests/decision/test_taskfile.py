@@ -258,13 +258,17 @@ def test_the_hash_covers_everything_else():
         "a rose": "a tulip",
         "explain: false": "explain: true",
         "log_inputs: true": "log_inputs: false",
-        "  - red\n  - name: green\n    description: like grass\n": "  - name: green\n    description: like grass\n  - red\n",
     }
     hashes = {parse(base).content_hash}
     for old, new in changes.items():
         assert base.count(old) == 1, old
         hashes.add(parse(base.replace(old, new)).content_hash)
     assert len(hashes) == len(changes) + 1
+
+
+def test_the_order_of_options_is_part_of_the_hash():
+    swapped = MINIMAL.replace("  - red\n  - green\n", "  - green\n  - red\n")
+    assert parse(swapped).content_hash != parse(MINIMAL).content_hash
 
 
 def test_the_hash_is_stable():
