@@ -4,8 +4,11 @@ DecisionError (a ValueError)
 ├── UnusableModelError    tokenizer or chat template cannot be used; nothing was asked wrongly
 ├── LabelError            the options cannot be told apart as labels of this tokenizer
 ├── InputTooLongError     the input leaves no room in the context
-└── TaskFileError         task files are wrong; every fault with file and line (decision/taskfile.py)
+└── TaskFileError         task files are wrong; every fault with file and line
 """
+
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 
 class DecisionError(ValueError):
@@ -31,3 +34,23 @@ class InputTooLongError(DecisionError):
         super().__init__(f"the input has {tokens} tokens; {max(allowed, 0)} fit beside the question and its options")
         self.tokens = tokens
         self.allowed = max(allowed, 0)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class TaskFault:
+    """One thing wrong with a task file: where, what, and what to do about it. `line` counts from 1."""
+
+    file: str
+    line: int
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.message}"
+
+
+class TaskFileError(DecisionError):
+    """Task files are wrong. `faults`: all of them, by file and line; the message has a line for each."""
+
+    def __init__(self, faults: Iterable[TaskFault]) -> None:
+        self.faults = tuple(sorted(faults))
+        super().__init__("\n".join(str(fault) for fault in self.faults))

@@ -155,7 +155,8 @@ class PromptBuilder:
             context, codes = self._codes(answer, len(options))
             if len(codes) >= len(options):
                 letters, ids = zip(*codes[: len(options)], strict=True)
-                return plan_labels(ReadoutKind.LETTER, letters, [(token,) for token in ids]), context, letters
+                plan = plan_labels(ReadoutKind.LETTER, letters, [(token,) for token in ids], length=spec.readout.length)
+                return plan, context, letters
             note = (
                 f"the options' names are read: this tokenizer has {len(codes)} letter codes of one token each, "
                 f"fewer than the {len(options)} options"

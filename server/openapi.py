@@ -30,6 +30,31 @@ _MEANINGS = {
     503: "Starting, draining, or the engine is not available",
     504: "No answer by the deadline",
 }
+_INLINE = {"question": "What does the writer want?", "options": ["a refund", "help", "something else"]}
+_DECIDE_EXAMPLES = {
+    "one": {**_INLINE, "input": "I was charged twice this month."},
+    "described": {
+        "question": "Which team should answer?",
+        "options": [{"name": "billing", "description": "payments and invoices"}, "support"],
+        "input": {"subject": "Invoice", "text": "I was charged twice this month."},
+        "readout": "text",
+        "policy": {"trust_at": 0.95},
+    },
+    "reasoned": {**_INLINE, "input": "It broke.", "mode": "reasoned", "thought": {"max_tokens": 64}, "explain": True},
+    "batch": {**_INLINE, "inputs": ["I was charged twice this month.", "It does not start."]},
+    "registered": {"task": "name-of-a-task", "input": "It does not start."},
+}
+_SYSTEMONE_EXAMPLES = {
+    "all": {
+        "model": "jev-latest",
+        "state": "I was charged twice this month.",
+        "questions": {
+            "refund": {"type": "noul", "instructions": "Is money asked back?"},
+            "team": {"type": "choice", "criteria": {"billing": "payments", "support": None}},
+            "anger": {"type": "score", "criteria": ["calm", "annoyed", "furious"]},
+        },
+    }
+}
 _BODY_STATUSES = (400, 401, 404, 413, 415, 422, 429, 503, 504)
 
 
@@ -64,6 +89,7 @@ def _paths() -> dict[str, dict[str, Operation]]:
                 "Decide about one input (an answer) or several (a batch of answers and problems)",
                 _json(answer) | _problems(_BODY_STATUSES),
                 body=_ref(DecideIn),
+                examples=_DECIDE_EXAMPLES,
             )
         },
         "/v1/systemone": {
@@ -72,6 +98,7 @@ def _paths() -> dict[str, dict[str, Operation]]:
                 "Answer questions about one state, by TypeSafe's contract",
                 _json(_ref(SystemOneOut)) | _details(_BODY_STATUSES),
                 body=_ref(SystemOneIn),
+                examples=_SYSTEMONE_EXAMPLES,
             )
         },
         "/v1/models": {
@@ -102,10 +129,18 @@ def _paths() -> dict[str, dict[str, Operation]]:
     }
 
 
-def _operation(name: str, summary: str, responses: dict[str, Any], *, body: JsonSchema | None = None) -> Operation:
+def _operation(
+    name: str,
+    summary: str,
+    responses: dict[str, Any],
+    *,
+    body: JsonSchema | None = None,
+    examples: dict[str, Any] | None = None,
+) -> Operation:
     operation: Operation = {"operationId": name, "summary": summary, "responses": responses}
     if body is not None:
-        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}
+        content = {"schema": body, "examples": {key: {"value": value} for key, value in (examples or {}).items()}}
+        operation["requestBody"] = {"required": True, "content": {"application/json": content}}
         operation["parameters"] = [
             {
                 "name": DEADLINE_HEADER,

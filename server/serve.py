@@ -9,8 +9,10 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
@@ -23,15 +25,16 @@ from demur.server.engines import watch
 from demur.server.engines.identity import ModelUnusable
 from demur.server.engines.vllm_engine import VllmEngine, VllmSettings
 from demur.server.errors import DemurError, Unavailable
+from demur.server.lifecycle import Lifecycle
 from demur.server.registry import Registry
-from demur.server.services import ServedModel, Services
+from demur.server.services import ServedModel
 from demur.server.settings import Settings
 from demur.server.types import DecideRequest, Decision
 
 EXIT_UNUSABLE = 1
 EXIT_ENGINE = 70
-#: After an engine failure: time for the 503s to reach their callers.
-_LAST_ANSWERS_S = 2.0
+#: After an engine failure: so long the 503s reach their callers, and probes see that the server is not ready.
+_LAST_ANSWERS_S = 3.0
 
 _log = logging.getLogger("demur.serve")
 
@@ -66,6 +69,7 @@ class DemurServer:
         self._decider = _LateDecider()
         self._registry = Registry({})
         self._engine: VllmEngine | None = None
+        self._started = datetime.now(UTC)
         self._status = 0
         self._signals = 0
         self._stopping = asyncio.Event()
@@ -77,10 +81,18 @@ class DemurServer:
         tasks = read_tasks(self.settings.tasks)
         listener = bind(self.settings.host, self.settings.port)
         name = self.settings.model_name or Path(self.settings.model or "").name
-        self._services = Services.build(self._decider, self._registry, self.settings, ServedModel.named(name))
-        self._lifecycle = self._services.lifecycle
+        self._lifecycle = Lifecycle(self.settings.retry_after_s)
+        model = ServedModel(
+            name=name,
+            description="Served by Demur on vLLM.",
+            release_date=self._started.date().isoformat(),
+            created=int(self._started.timestamp()),
+            aliases=self.settings.model_aliases,
+        )
+        app = create_app(self._decider, self._registry, self.settings, self._lifecycle, model)
+        self._admission = app.services.admission
         config = uvicorn.Config(
-            create_app(self._services),
+            app,
             log_config=None,
             access_log=False,
             lifespan="off",
@@ -114,7 +126,7 @@ class DemurServer:
             pipeline = DecidePipeline(engine, max_input_tokens=self.settings.max_input_tokens)
             await pipeline.adopt(pipeline.prepare(tasks.values()))
         except (ModelUnusable, DecisionError, DemurError) as error:
-            _log.error("cannot serve: %s", error)  # noqa: TRY400  the message says it all
+            _log.error("cannot serve: %s", error)
             self._lifecycle.fail(str(error))
             self._stop(EXIT_UNUSABLE)
             return
@@ -137,8 +149,8 @@ class DemurServer:
         reason = await engine.failed()
         _log.error("the engine failed: %s", reason)
         self._lifecycle.fail(reason)
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._services.admission.idle(), _LAST_ANSWERS_S)
+        self._http.config.timeout_graceful_shutdown = 2  # nothing that is left can be answered
+        await asyncio.sleep(_LAST_ANSWERS_S)
         self._stop(EXIT_ENGINE)
 
     def _stop(self, status: int) -> None:
@@ -154,13 +166,13 @@ class DemurServer:
         self._spawn(self._drain())
 
     async def _drain(self) -> None:
-        in_flight = self._services.admission.in_flight
+        in_flight = self._admission.in_flight
         _log.info("draining", extra={"fields": {"in_flight": in_flight, "seconds": self.settings.drain_s}})
         self._lifecycle.drain()
         try:
-            await asyncio.wait_for(self._services.admission.idle(), self.settings.drain_s)
+            await asyncio.wait_for(self._admission.idle(), self.settings.drain_s)
         except TimeoutError:
-            _log.warning("gave up on work in flight", extra={"fields": {"in_flight": self._services.admission.in_flight}})
+            _log.warning("gave up on work in flight", extra={"fields": {"in_flight": self._admission.in_flight}})
         self._stop(0)
 
     def _spawn_reload(self) -> None:
@@ -178,12 +190,12 @@ class DemurServer:
                 prepared = await asyncio.to_thread(pipeline.prepare, tasks.values())
                 await pipeline.adopt(prepared)
             except (DecisionError, DemurError, OSError) as error:
-                _log.error("tasks not reloaded, the old ones stay: %s", error)  # noqa: TRY400
+                _log.error("tasks not reloaded, the old ones stay: %s", error)
                 return
             self._registry.current = tasks
         _log.info("tasks reloaded", extra={"fields": {"tasks": sorted(tasks)}})
 
-    def _spawn(self, work: "asyncio._CoroutineLike[None]") -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)

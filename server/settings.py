@@ -39,6 +39,20 @@ class Settings(BaseModel):
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="Least severe lines logged.")
 
+    model: str | None = Field(None, description="Directory of the model, or its hub id.")
+    model_name: str | None = Field(None, description="Name that the model answers to; its directory's by default.")
+    tasks: Path | None = Field(None, description="Directory of task files, or one such file.")
+    dtype: str | None = Field(None, description="Number format of the weights; float32 on a CPU.")
+    max_model_len: int | None = Field(None, ge=64, description="Tokens of context; at most 8192 on a CPU.")
+    max_num_seqs: int | None = Field(None, ge=1, description="Reads in one engine step; 64 on a CPU.")
+    max_num_batched_tokens: int | None = Field(None, ge=1, description="Tokens in one engine step; 2048 on a CPU.")
+    block_size: int | None = Field(None, ge=1, description="Tokens of a cached block; 32 on a CPU.")
+    kv_cache_gib: float | None = Field(None, gt=0, description="Memory for cached prefixes; 2 on a CPU.")
+    gpu_memory_utilization: float | None = Field(None, gt=0, le=1, description="Share of GPU memory to use.")
+    tensor_parallel_size: int = Field(1, ge=1, description="GPUs that share the model.")
+    compile: bool = Field(False, description="Compile the model on a CPU too; wants a C++ compiler.")
+    threads: str | None = Field(None, description="CPU cores of the engine, such as 0-3; all by default.")
+
     api_keys: Keys = Field((), description="Keys that may ask for decisions, comma-separated.")
     api_keys_file: Path | None = Field(None, description="File with one such key a line; `#` begins a comment.")
     admin_keys: Keys = Field((), description="Keys that may use admin routes too, comma-separated.")
@@ -49,7 +63,7 @@ class Settings(BaseModel):
 
     model_aliases: Names = Field((), description="Further model names to answer to, comma-separated.")
 
-    max_body_bytes: int = Field(4 * 2**20, ge=1024, description="Body of a request, also once decompressed.")
+    max_body_bytes: int = Field(2 * 2**20, ge=1024, description="Body of a request, also once decompressed.")
     max_input_tokens: int = Field(32_768, ge=1, description="Tokens of one input; the model's context limits too.")
     max_options: int = Field(MAX_OPTIONS, ge=MIN_OPTIONS, le=MAX_OPTIONS, description="Options of a question.")
     max_batch: int = Field(256, ge=1, description="Inputs of one /decide request.")

@@ -1,7 +1,6 @@
 """Decision-token reads on vLLM's `AsyncLLM`, in this process (its workers are child processes)."""
 
 import asyncio
-import gc
 import os
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
@@ -55,7 +54,7 @@ def on_cpu() -> bool:
 
 def _prepare_environment(settings: VllmSettings) -> None:
     """vLLM reads these when it is imported, and its children inherit them. What the user has set stays."""
-    defaults = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING", "TOKENIZERS_PARALLELISM": "false"}
+    defaults = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR", "TOKENIZERS_PARALLELISM": "false"}
     if on_cpu():
         cores = ",".join(str(core) for core in sorted(os.sched_getaffinity(0)))
         # Left alone, vLLM takes one hardware thread per core, and 92% of memory for the KV cache.
@@ -285,8 +284,8 @@ class VllmEngine:
             await asyncio.to_thread(watch.kill, self.processes)
         self._llm.shutdown()
         await asyncio.to_thread(watch.kill, self.processes)
-        self._llm = None
-        gc.collect()  # its finalizer runs now, while what it needs is still there
+        # Its finalizer would do the same once more at interpreter exit, when what it needs is gone.
+        type(self._llm).__del__ = lambda _: None
 
 
 def _start_vllm(settings: VllmSettings, directory: Path, config: dict[str, Any]) -> tuple[Any, Any]:
@@ -341,7 +340,7 @@ def _engine_arguments(settings: VllmSettings, directory: str, config: dict[str, 
             "block_size": 32,
             "max_num_seqs": 64,
             "max_num_batched_tokens": 2048,
-            "max_model_len": min(longest, 4096),
+            "max_model_len": min(longest, 8192),
         }
         chosen = {key: value if value is not None else defaults.get(key) for key, value in chosen.items()}
         chosen["gpu_memory_utilization"] = None

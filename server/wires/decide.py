@@ -12,8 +12,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from demur.decision.canonical import render_input
-from demur.decision.question import Option, Question
+from demur.decision.canonical import canonical_text
+from demur.decision.question import MAX_OPTIONS, Option, Question
 from demur.decision.task import (
     DecisionSpec,
     LengthHandling,
@@ -31,7 +31,7 @@ from demur.server.problems import internal_error, problem_members
 from demur.server.services import Services
 from demur.server.types import DecideRequest, Decision, PolicyOverride
 from demur.server.wires.decide_models import DecideIn
-from demur.server.wires.faults import faults_of, require_none
+from demur.server.wires.faults import crowded, faults_of, is_blank, require_none
 from demur.server.wires.reply import json_reply
 
 #: Fields that only an inline question has; a registered task's are in its file.
@@ -60,6 +60,11 @@ def parse(raw: Any, services: Services) -> DecideIn:
     """The body as a model. Raises `Invalid` with every fault, or `TooLarge` for a batch over its limit."""
     if not isinstance(raw, dict):
         raise Invalid("body: must be an object", faults=(Fault((), "must be an object", "dict_type"),))
+    limit = services.settings.max_batch
+    if isinstance(raw.get("inputs"), list) and len(raw["inputs"]) > limit:
+        size = len(raw["inputs"])
+        raise TooLarge(f"{size} inputs in one request, the limit is {limit}", limit=limit, size=size)
+    require_none(_crowded(raw))
     faults = list(_rules(raw, services))
     body = None
     try:
@@ -68,12 +73,16 @@ def parse(raw: Any, services: Services) -> DecideIn:
         faults += faults_of(error, DecideIn)
     require_none(faults)
     assert body is not None  # noqa: S101 - no faults, so there is a model
-    limit = services.settings.max_batch
-    if body.inputs is not None and len(body.inputs) > limit:
-        raise TooLarge(
-            f"{len(body.inputs)} inputs in one request, the limit is {limit}", limit=limit, size=len(body.inputs)
-        )
     return body
+
+
+def _crowded(raw: dict[str, Any]) -> Iterator[Fault]:
+    yield from crowded((), raw)
+    for name in ("readout", "thought", "policy"):
+        yield from crowded((name,), raw.get(name))
+    if isinstance(options := raw.get("options"), list):
+        for index, option in enumerate(options[:MAX_OPTIONS]):
+            yield from crowded(("options", index), option)
 
 
 def _rules(raw: dict[str, Any], services: Services) -> Iterator[Fault]:
@@ -106,10 +115,11 @@ def _rules(raw: dict[str, Any], services: Services) -> Iterator[Fault]:
 def _option_rules(options: list[Any], limit: int) -> Iterator[Fault]:
     if len(options) > limit:
         yield Fault(("options",), f"{len(options)} options, the limit is {limit}", "too_long")
+        return
     seen: dict[str, int] = {}
     for index, option in enumerate(options):
         name = option.get("name") if isinstance(option, dict) else option
-        if isinstance(name, str):
+        if isinstance(name, str) and not is_blank(name):
             first = seen.setdefault(unicodedata.normalize("NFC", name).strip(), index)
             if first != index:
                 yield Fault(("options", index), f"the same name as options[{first}]", "duplicate")
@@ -139,7 +149,7 @@ def _requests(body: DecideIn, services: Services, cache_salt: str | None) -> lis
     override = None if body.policy is None else PolicyOverride(**body.policy.model_dump())
     inputs = [body.input] if body.inputs is None else body.inputs
     first = DecideRequest(spec, "", task, policy, override, body.explain, cache_salt)
-    return [replace(first, input=render_input(value)) for value in inputs]
+    return [replace(first, input=canonical_text(value)) for value in inputs]
 
 
 def _find(name: str, services: Services) -> Task:

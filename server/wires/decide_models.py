@@ -80,18 +80,39 @@ class PolicyIn(Strict):
     min_label_mass: Probability | None = None
 
 
+_NULL = {"type": "null"}
+#: The rules of `wires.decide` on which fields go together, as far as a schema can say them.
+_ALTERNATIVES: dict[str, Any] = {
+    "allOf": [
+        {
+            "anyOf": [
+                {
+                    "required": ["task"],
+                    "properties": {
+                        "task": {"type": "string"},
+                        **dict.fromkeys(("question", "options", "readout", "thought", "truncation"), _NULL),
+                    },
+                },
+                {
+                    "required": ["question", "options"],
+                    "properties": {"task": _NULL, "question": {"type": "string"}, "options": {"type": "array"}},
+                },
+            ]
+        },
+        {
+            "anyOf": [
+                {"required": ["input"], "properties": {"inputs": _NULL}},
+                {"required": ["inputs"], "properties": {"inputs": {"type": "array"}, "input": False}},
+            ]
+        },
+    ]
+}
+
+
 class DecideIn(Strict):
     """Either `task`, or `question` and `options`; either `input`, or `inputs`."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "anyOf": [
-                {"required": [*what, value]}
-                for what in (["task"], ["question", "options"])
-                for value in ("input", "inputs")
-            ]
-        }
-    )
+    model_config = ConfigDict(json_schema_extra=_ALTERNATIVES)
 
     task: str | None = Field(None, description="Name of a registered task.")
     question: Text | None = Field(None, description="An inline question.")

@@ -1,7 +1,7 @@
 """`POST /v1/systemone` and `GET /v1/models`: TypeSafe's contract."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,13 +10,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from demur.decision.canonical import render_input
+from demur.decision.canonical import canonical_text
 from demur.decision.question import Option, Question
 from demur.decision.task import DecisionSpec
 from demur.server.errors import DemurError, Fault, Invalid, MalformedBody, NotFound
 from demur.server.problems import error_headers
 from demur.server.services import ServedModel, Services
 from demur.server.types import DecideRequest, Decision
+from demur.server.wires.faults import require_none
 from demur.server.wires.reply import json_reply
 from demur.server.wires.systemone_models import Choice, Noul, Score, SystemOneIn
 
@@ -40,7 +41,7 @@ def routes(services: Services) -> list[Route]:
             body = parse(await services.read(request), services)
             salt = services.cache_salt(request)
             asked = {qid: _Asked.of(question, qid) for qid, question in body.questions.items()}
-            state = render_input(body.state)
+            state = canonical_text(body.state)
             work.watch(request.receive)
             with services.admission.places(len(asked)):
                 decisions = await _decide_all(
@@ -75,31 +76,33 @@ def error_form(error: DemurError) -> Response:
 
 def parse(raw: Any, services: Services) -> SystemOneIn:
     """The body as a model. Raises `Invalid` with every fault, then `NotFound` for a model that is not served."""
-    faults: list[Fault] = []
-    questions = raw.get("questions") if isinstance(raw, dict) else None
-    limit = services.settings.max_questions
-    if isinstance(questions, dict) and len(questions) > limit:
-        raise Invalid(
-            "too many questions",
-            faults=(Fault(("questions",), f"{len(questions)} questions, the limit is {limit}", "too_long"),),
-        )
+    if isinstance(raw, dict):
+        require_none(_oversized(raw.get("questions"), services))
     try:
         body = SystemOneIn.model_validate(raw)
     except ValidationError as error:
-        faults = [
-            Fault(item["loc"], item["msg"], item["type"])
-            for item in error.errors(include_input=False, include_url=False, include_context=False)
-        ]
-        raise Invalid("the body is not valid", faults=tuple(faults)) from None
-    for qid, question in body.questions.items():
-        if isinstance(question, Choice) and len(question.criteria) > services.settings.max_options:
-            message = f"{len(question.criteria)} options, the limit is {services.settings.max_options}"
-            faults.append(Fault(("questions", qid, "choice", "criteria"), message, "too_long"))
-    if faults:
-        raise Invalid("the body is not valid", faults=tuple(faults))
+        items = error.errors(include_input=False, include_url=False, include_context=False)
+        require_none(Fault(item["loc"], item["msg"], item["type"]) for item in items)
+        raise
     if body.model not in services.model.names:
         raise NotFound(f"this model is not served; GET {MODELS} lists those that are")
     return body
+
+
+def _oversized(questions: Any, services: Services) -> Iterator[Fault]:
+    """What is over a limit, so that it is not worth validating further."""
+    if not isinstance(questions, dict):
+        return
+    limit = services.settings.max_questions
+    if len(questions) > limit:
+        yield Fault(("questions",), f"{len(questions)} questions, the limit is {limit}", "too_long")
+        return
+    for qid, question in questions.items():
+        if isinstance(question, dict) and isinstance(criteria := question.get("criteria"), dict):
+            limit = services.settings.max_options
+            if len(criteria) > limit:
+                path = ("questions", qid, str(question.get("type"))[:20], "criteria")
+                yield Fault(path, f"{len(criteria)} criteria, the limit is {limit}", "too_long")
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +238,7 @@ def score_confidence(p: Sequence[float], mode: int) -> float:
 
 
 def _text(value: Any) -> str | None:
-    return None if value is None else render_input(value)
+    return None if value is None else canonical_text(value)
 
 
 def _models(model: ServedModel) -> dict[str, Any]:

@@ -33,6 +33,15 @@ class Criteria(BaseModel):
 class Noul(Lenient):
     """A yes/no question."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [
+                {"required": ["instructions"], "properties": {"instructions": {"not": {"type": "null"}}}},
+                {"required": ["criteria"], "properties": {"criteria": {"type": "object", "minProperties": 1}}},
+            ]
+        }
+    )
+
     type: Literal["noul"]
     instructions: Structured | None = None
     criteria: Criteria | None = None

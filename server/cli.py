@@ -1,0 +1,122 @@
+"""The `demur` command."""
+
+import asyncio
+import logging.config
+import os
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from demur.server.cli_decide import decide
+from demur.server.cli_options import flag_values, settings_options
+from demur.server.cli_tasks import tasks
+from demur.server.settings import Settings, SettingsError, load_settings
+
+DEMO_MODEL = Path("models/demo")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+def main() -> None:
+    """Demur: a decision server that knows when to demur."""
+
+
+main.add_command(decide)
+main.add_command(tasks)
+
+
+@main.command()
+def version() -> None:
+    """Print the version."""
+    from importlib.metadata import version as installed
+
+    click.echo(installed("demur"))
+
+
+@main.command("export-demo-model")
+@click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--force", is_flag=True, help="Replace what is there.")
+def export_demo_model(directory: Path, force: bool) -> None:
+    """Write the demo model (SmolLM2-135M-Instruct, 540 MB) to DIRECTORY, unless it is there."""
+    from demur.server.demo_model import DemoModelMissing
+    from demur.server.demo_model import export_demo_model as export
+
+    try:
+        click.echo(export(directory, force=force))
+    except (DemoModelMissing, OSError) as error:
+        fail(str(error))
+
+
+@main.command()
+@click.option("--demo", is_flag=True, help="Serve the demo model with the example tasks.")
+@click.option("--config", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="YAML file of settings.")
+@settings_options
+def serve(demo: bool, config: Path | None, **flags: Any) -> None:
+    """Serve decisions over HTTP.
+
+    Every setting is a flag, a variable (DEMUR_PORT for --port) or a key of the YAML file (port), in that order.
+    SIGHUP reloads the tasks; SIGTERM finishes what is in flight and ends, a second one ends at once.
+    """
+    given = flag_values(flags)
+    try:
+        if demo:
+            given |= demo_settings(given)
+        settings = load_settings(given, environ=os.environ, config=config)
+    except SettingsError as error:
+        fail(str(error), status=2)
+    sys.exit(run_server(settings, demo=demo))
+
+
+def demo_settings(given: dict[str, Any]) -> dict[str, Any]:
+    """What `--demo` stands for, where nothing else was given."""
+    from demur.server.demo_model import DEMO_MODEL_NAME, DemoModelMissing
+    from demur.server.demo_model import export_demo_model as export
+
+    settings: dict[str, Any] = {}
+    if given.get("model") is None:
+        try:
+            settings["model"] = str(export(DEMO_MODEL))
+        except (DemoModelMissing, OSError) as error:
+            fail(str(error))
+        settings["model_name"] = given.get("model_name") or DEMO_MODEL_NAME
+    examples = Path("examples/tasks")
+    if given.get("tasks") is None and examples.is_dir():
+        settings["tasks"] = examples
+    return settings
+
+
+def run_server(settings: Settings, *, demo: bool) -> int:
+    """Runs the server in this process; returns its exit status."""
+    if settings.model is None:
+        fail("no model: give --model DIR, or --demo", status=2)
+    # Imported here: everything above answers at once.
+    from demur.decision.errors import DecisionError
+    from demur.server.logs import logging_config
+    from demur.server.serve import DemurServer
+
+    logging.config.dictConfig(logging_config(settings.log_level))
+    server = DemurServer(settings, on_ready=_print_example if demo else lambda _: None)
+    try:
+        import uvloop
+    except ImportError:
+        run = asyncio.run
+    else:
+        run = uvloop.run
+    try:
+        return run(server.run())
+    except (DecisionError, OSError) as error:
+        fail(str(error))
+
+
+def _print_example(url: str) -> None:
+    click.echo(
+        f"\nReady. Try:\n\n  curl -s {url}/decide -H 'content-type: application/json' \\\n"
+        """    -d '{"task": "intent-routing", "input": "what is the exchange rate between dollars and euros"}'\n"""
+    )
+
+
+def fail(message: str, *, status: int = 1) -> NoReturn:
+    """Ends with a message on standard error."""
+    click.echo(f"demur: {message}", err=True)
+    sys.exit(status)

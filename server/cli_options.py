@@ -1,0 +1,35 @@
+"""Command-line flags made from the settings, so that `--help` shows every default."""
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from demur.server.settings import Settings
+
+#: Secrets would show in the process list; they come from variables or files.
+_NOT_FLAGS = frozenset({"api_keys", "admin_keys"})
+
+
+def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds a flag for every setting. Values stay text; the settings object checks them."""
+    for name, field in reversed(Settings.model_fields.items()):
+        if name not in _NOT_FLAGS:
+            command = _option(name, field)(command)
+    return command
+
+
+def flag_values(flags: dict[str, Any]) -> dict[str, Any]:
+    """The flags that were given, by setting."""
+    return {name: value for name, value in flags.items() if value is not None}
+
+
+def _option(name: str, field: FieldInfo) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    flag = f"--{name.replace('_', '-')}"
+    shown = "" if field.default in (None, (), PydanticUndefined) else f"  [default: {field.default}]"
+    text = (field.description or "") + shown
+    if field.annotation is bool:
+        return click.option(f"{flag}/--no-{flag[2:]}", name, default=None, help=text)
+    return click.option(flag, name, default=None, metavar="VALUE", help=text)

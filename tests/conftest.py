@@ -1,0 +1,39 @@
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from demur.server.demo_model import export_demo_model
+from demur.server.settings import Settings
+
+if TYPE_CHECKING:
+    from tests.live import Live, LiveServer
+
+
+@pytest.fixture(scope="session")
+def demo_model() -> Path:
+    """Directory of the demo model, where `make setup` puts it."""
+    return export_demo_model(Path("models/demo"))
+
+
+@pytest.fixture(scope="session")
+def live(demo_model: Path) -> Iterator["Live"]:
+    """The engine that the session shares: real vLLM with the demo model."""
+    from demur.server.engines.vllm_engine import VllmSettings
+    from tests.live import Live
+
+    live = Live()
+    try:
+        live.start(VllmSettings(model=str(demo_model), name="SmolLM2-135M-Instruct", kv_cache_gib=2))
+        yield live
+    finally:
+        live.close()
+
+
+@pytest.fixture(scope="session")
+def demo_server(live: "Live") -> Iterator["LiveServer"]:
+    """A server with the example tasks on the shared engine, without keys."""
+    server = live.serve(Settings(queue_size=512))
+    yield server
+    live.stop(server)

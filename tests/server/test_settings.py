@@ -1,0 +1,82 @@
+from pathlib import Path
+
+import pytest
+
+from demur.server.auth import Keyring
+from demur.server.settings import Settings, SettingsError, load_settings
+
+
+def test_flags_win_over_environment_over_file(tmp_path: Path):
+    config = tmp_path / "demur.yaml"
+    config.write_text("port: 1\nmax_batch: 2\nqueue_size: 300\n")
+    settings = load_settings(
+        {"port": 3, "host": None}, environ={"DEMUR_PORT": "2", "DEMUR_MAX_BATCH": "5"}, config=config
+    )
+    assert (settings.port, settings.max_batch, settings.queue_size) == (3, 5, 300)
+    assert settings.host == "127.0.0.1"
+
+
+def test_the_file_may_come_from_the_environment(tmp_path: Path):
+    config = tmp_path / "demur.yaml"
+    config.write_text("port: 1234")
+    assert load_settings({}, environ={"DEMUR_CONFIG": str(config)}).port == 1234
+
+
+@pytest.mark.parametrize(
+    ("flags", "environ", "text", "words"),
+    [
+        ({"prot": 1}, {}, "", ["prot", "flags", "did you mean port"]),
+        ({}, {"DEMUR_MAX_BACTH": "1"}, "", ["max_bacth", "environment", "did you mean max_batch"]),
+        ({}, {}, "qeue_size: 3", ["qeue_size", "demur.yaml", "did you mean queue_size"]),
+        ({}, {"DEMUR_PORT": "many"}, "", ["port (environment)", "integer"]),
+        ({"deadline_s": 0}, {}, "", ["deadline_s (flags)", "greater than 0"]),
+        ({"deadline_s": float("nan")}, {}, "", ["deadline_s (flags)"]),
+        ({}, {}, "- 1", ["mapping"]),
+        ({}, {}, "a: [", ["not YAML"]),
+        ({"queue_size": 8}, {}, "", ["max_batch exceeds queue_size"]),
+    ],
+)
+def test_faults_name_the_key_and_its_source(tmp_path: Path, flags, environ, text, words):
+    config = tmp_path / "demur.yaml"
+    config.write_text(text)
+    with pytest.raises(SettingsError) as caught:
+        load_settings(flags, environ=environ, config=config)
+    assert all(word in str(caught.value) for word in words)
+
+
+def test_variables_of_the_client_and_of_others_are_left_alone():
+    assert load_settings({}, environ={"DEMUR_URL": "x", "DEMUR_API_KEY": "y", "HOME": "z"}) == Settings()
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "demur.example"])  # noqa: S104
+def test_no_keys_no_binding_beyond_loopback(host: str):
+    with pytest.raises(SettingsError, match="refusing to listen"):
+        load_settings({"host": host}, environ={})
+    assert load_settings({"host": host, "allow_no_auth": True}, environ={}).host == host
+    assert load_settings({"host": host}, environ={"DEMUR_API_KEYS": "k"}).requires_key
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
+def test_loopback_needs_no_keys(host: str):
+    assert not load_settings({"host": host}, environ={}).requires_key
+
+
+def test_keys_are_never_shown(tmp_path: Path):
+    settings = load_settings({}, environ={"DEMUR_API_KEYS": "sesame, open", "DEMUR_ADMIN_KEYS": "root"})
+    assert len(settings.api_keys) == 2
+    assert "sesame" not in repr(settings)
+    assert "root" not in str(settings.model_dump())
+
+
+def test_an_empty_key_file_lets_nobody_in(tmp_path: Path):
+    file = tmp_path / "keys"
+    file.write_text("# none yet\n")
+    settings = Settings(api_keys_file=file)
+    assert settings.requires_key
+    with pytest.raises(Exception, match="not valid"):
+        Keyring.from_settings(settings).identify(b"Bearer none yet")
+
+
+def test_a_missing_key_file_is_an_error(tmp_path: Path):
+    with pytest.raises(SettingsError, match="api_keys_file"):
+        Keyring.from_settings(Settings(api_keys_file=tmp_path / "none"))
