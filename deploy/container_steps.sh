@@ -29,7 +29,7 @@ demur serve --host 127.0.0.1 --port "$port" --model "$work/models/current" --tas
 server=$!
 tries=180
 until python -c "import sys, demur.clients as c; sys.exit(not c.Client(timeout=4).ready())"; do
-  kill -0 "$server" || { echo "the server ended before it was ready" >&2; exit 1; }
+  kill -0 "$server" 2>/dev/null || { echo "the server ended before it was ready" >&2; exit 1; }
   tries=$((tries - 1))
   [ "$tries" -gt 0 ] || { echo "the server did not become ready" >&2; exit 1; }
   sleep 1
