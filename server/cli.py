@@ -1,14 +1,17 @@
 """The `demur` command."""
 
 import asyncio
+import json
 import logging.config
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
+from demur.decision.task import Task
 from demur.server.cli_decide import decide
 from demur.server.cli_options import flag_values, settings_options
 from demur.server.cli_tasks import tasks
@@ -96,7 +99,7 @@ def run_server(settings: Settings, *, demo: bool) -> int:
     from demur.server.serve import DemurServer
 
     logging.config.dictConfig(logging_config(settings.log_level))
-    server = DemurServer(settings, on_ready=_print_example if demo else lambda _: None)
+    server = DemurServer(settings, on_ready=_print_example if demo else None)
     try:
         import uvloop
     except ImportError:
@@ -109,11 +112,15 @@ def run_server(settings: Settings, *, demo: bool) -> int:
         fail(str(error))
 
 
-def _print_example(url: str) -> None:
-    click.echo(
-        f"\nReady. Try:\n\n  curl -s {url}/decide -H 'content-type: application/json' \\\n"
-        """    -d '{"task": "intent-routing", "input": "what is the exchange rate between dollars and euros"}'\n"""
-    )
+def _print_example(url: str, tasks: Mapping[str, Task]) -> None:
+    """A line to try, for the last task that has an example."""
+    for task in reversed(tasks.values()):
+        if task.examples:
+            body = json.dumps({"task": task.name, "input": task.examples[0]}, ensure_ascii=False)
+            click.echo(
+                f"\nReady. Try:\n\n  curl -s {url}/decide -H 'content-type: application/json' \\\n    -d '{body}'\n"
+            )
+            return
 
 
 def fail(message: str, *, status: int = 1) -> NoReturn:

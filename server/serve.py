@@ -63,7 +63,9 @@ class _Uvicorn(uvicorn.Server):
 class DemurServer:
     """One server process. `await run()` returns the exit status."""
 
-    def __init__(self, settings: Settings, *, on_ready: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(
+        self, settings: Settings, *, on_ready: Callable[[str, Mapping[str, Task]], None] | None = None
+    ) -> None:
         self.settings = settings
         self._on_ready = on_ready
         self._decider = _LateDecider()
@@ -145,7 +147,8 @@ class DemurServer:
             "wide_reads": engine.label_limit > 128,
         }
         _log.info("ready", extra={"fields": fields})
-        self._on_ready(url)
+        if self._on_ready is not None:
+            self._on_ready(url, tasks)
         reason = await engine.failed()
         _log.error("the engine failed: %s", reason)
         self._lifecycle.fail(reason)
