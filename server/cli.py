@@ -114,7 +114,7 @@ def run_server(settings: Settings, *, demo: bool) -> int:
 
 def _print_example(url: str, tasks: Mapping[str, Task]) -> None:
     """A line to try, for the last task that has an example."""
-    for task in reversed(tasks.values()):
+    for task in reversed(list(tasks.values())):
         if task.examples:
             body = json.dumps({"task": task.name, "input": task.examples[0]}, ensure_ascii=False)
             click.echo(

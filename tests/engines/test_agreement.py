@@ -46,7 +46,7 @@ CASES = {
     "letter": DecisionSpec(question(8)),
     "letter, 200 labels": DecisionSpec(question(200)),
     "text": DecisionSpec(question(8), ReadoutSpec(ReadoutKind.TEXT)),
-    "text, many tokens": DecisionSpec(question(12, words=3), ReadoutSpec(ReadoutKind.TEXT)),
+    "text, many tokens": DecisionSpec(question(6, words=3), ReadoutSpec(ReadoutKind.TEXT)),
     "text, one begins another": DecisionSpec(
         Question("Which?", (Option("card"), Option("card lost"), Option("card lost abroad"))),
         ReadoutSpec(ReadoutKind.TEXT),
@@ -71,14 +71,14 @@ async def read(engine: Engine, prompt: CompiledPrompt, text: str) -> Readout:
 @pytest.mark.parametrize("case", CASES)
 def test_readouts_agree_alone_and_in_a_batch_of_16(case: str, live: "Live", reference: TransformersEngine) -> None:
     prompt = live.pipeline.prompts.compile(CASES[case])
-    wanted = [asyncio.run(read(reference, prompt, text)) for text in INPUTS[:3]]
+    wanted = [asyncio.run(read(reference, prompt, text)) for text in INPUTS[:2]]
 
-    alone = [live.run(read(live.engine, prompt, text)) for text in INPUTS[:3]]
+    alone = [live.run(read(live.engine, prompt, text)) for text in INPUTS[:2]]
 
     async def together() -> list[Readout]:
         return await asyncio.gather(*(read(live.engine, prompt, text) for text in INPUTS * 2))
 
-    company = live.run(together())[:3]
+    company = live.run(together())[:2]
     for expected, single, batched in zip(wanted, alone, company, strict=True):
         np.testing.assert_allclose(single.logprobs, expected.logprobs, atol=1e-3)
         np.testing.assert_allclose(batched.logprobs, expected.logprobs, atol=1e-3)
