@@ -64,7 +64,8 @@ def check_logprobs(logprobs: npt.ArrayLike) -> tuple[FloatArray, int]:
     rows of zeros only raise `InvalidData`.
     """
     z = _matrix(logprobs, "logprobs")
-    top = z.max(axis=1)
+    decided = z.argmax(axis=1)
+    top = z[np.arange(len(z)), decided]
     if not np.isfinite(top).all():
         row = int(np.flatnonzero(~np.isfinite(top))[0])
         if top[row] == -np.inf:
@@ -72,7 +73,7 @@ def check_logprobs(logprobs: npt.ArrayLike) -> tuple[FloatArray, int]:
         column = int(np.flatnonzero(~(z[row] < np.inf))[0])
         raise InvalidData(f"logprobs row {row}, option {column}: {z[row, column]} is not a log-probability")
     with np.errstate(over="ignore"):
-        z = normalise(z, top[:, None])
+        z = normalise(z, decided)
     zero = z < LOG_ZERO
     zeros = int(np.count_nonzero(zero))
     if zeros:
@@ -81,11 +82,19 @@ def check_logprobs(logprobs: npt.ArrayLike) -> tuple[FloatArray, int]:
     return z, zeros
 
 
-def normalise(logprobs: FloatArray, top: FloatArray) -> FloatArray:
-    """Shift rows of [n, K] log-probabilities, whose largest are `top` [n, 1], so that they sum to one."""
-    z = logprobs - top
+def normalise(logprobs: FloatArray, decided: IntArray) -> FloatArray:
+    """Shift rows of [n, K] log-probabilities, first largest at `decided` [n], so that their exponentials sum to one."""
+    z: FloatArray = logprobs - logprobs[np.arange(len(decided)), decided][:, None]
     z -= np.log(np.exp(z).sum(axis=1, keepdims=True))
+    keep_decision(z, decided)
     return z
+
+
+def keep_decision(values: FloatArray, decided: IntArray) -> None:
+    """Lift, in place and by one float, any decision that rounding left tied with an option listed before it."""
+    lost = np.flatnonzero(values.argmax(axis=1) != decided)
+    if len(lost):
+        values[lost, decided[lost]] = np.nextafter(values[lost].max(axis=1), np.inf)
 
 
 def check_labels(labels: npt.ArrayLike, n: int, n_options: int) -> IntArray:

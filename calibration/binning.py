@@ -32,7 +32,7 @@ class IsotonicCalibration(TopLabelCalibrator):
         self, log_top: FloatArray, log_rest: FloatArray, correct: BoolArray
     ) -> tuple[Self, tuple[str, ...]]:
         """Pool adjacent violators; equal confidences enter as one point with their mean."""
-        points, index, counts = np.unique(log_top - log_rest, return_inverse=True, return_counts=True)
+        points, index, counts = np.unique(_rounded(log_top - log_rest), return_inverse=True, return_counts=True)
         means = np.bincount(index, correct) / counts
         pooled = optimize.isotonic_regression(means, weights=counts).x
         step = np.append(True, np.diff(pooled) > 0.0)
@@ -42,7 +42,7 @@ class IsotonicCalibration(TopLabelCalibrator):
 
     def map_confidence(self, log_top: FloatArray, log_rest: FloatArray) -> FloatArray:
         """Interpolate."""
-        return np.interp(log_top - log_rest, self.log_odds, self.accuracy)
+        return np.interp(_rounded(log_top - log_rest), self.log_odds, self.accuracy)
 
     def n_parameters(self, _: int, /) -> int:
         """As many as there are blocks, some cube root of n; fifty stands for "many"."""
@@ -90,3 +90,8 @@ class ScalingBinning(TopLabelCalibrator):
     def n_parameters(self, n_options: int, /) -> int:
         """As many as its sigmoid; the bins only coarsen it."""
         return 2 + (n_options > 2)
+
+
+def _rounded(log_odds: FloatArray) -> FloatArray:
+    """Equal confidences that were summed in another order differ in the last bits; a step must not part them."""
+    return np.round(log_odds, 9)

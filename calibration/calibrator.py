@@ -13,6 +13,7 @@ from demur.calibration.arrays import (
     IntArray,
     check_labels,
     check_logprobs,
+    keep_decision,
     normalise,
 )
 from demur.calibration.errors import (
@@ -121,11 +122,12 @@ class Calibrator(ABC):
             raise InvalidData(f"logprobs must have shape [K] with K >= 2, not {list(row.shape)}")
         self._require_fit(len(row))
         decision = row.argmax()
-        # NaN and infinities make the spread NaN or infinite; the slow path explains or clips them.
-        if not float(row[decision]) - float(row.min()) <= -LOG_ZERO:
+        # NaN and infinities make the spread NaN or infinite; the slow path explains or clips them, and decides near
+        # the limit.
+        if not float(row[decision]) - float(row.min()) <= -0.5 * LOG_ZERO:
             p = self.transform(row[None])
             return p.reshape(-1)
-        p = self.apply(normalise(row[None], row[decision : decision + 1, None]))
+        p = self.apply(normalise(row[None], np.array([decision])))
         if not self.moves_decision and p[0].argmax() != decision:
             keep_decision(p, np.array([decision]))
         return p.reshape(-1)
@@ -175,10 +177,3 @@ def require_labels(logp: FloatArray, labels: IntArray, options_vary: bool) -> No
 def mean_nll(probabilities: FloatArray, labels: IntArray) -> float:
     """Mean negative log-likelihood of checked arrays, clipped at machine epsilon."""
     return float(-np.log(np.maximum(probabilities[np.arange(len(labels)), labels], np.exp(LOG_EPSILON))).mean())
-
-
-def keep_decision(probabilities: FloatArray, decisions: IntArray) -> None:
-    """Lift, in place and by one float, any decision that rounding left tied with an option listed before it."""
-    lost = np.flatnonzero(probabilities.argmax(axis=1) != decisions)
-    if len(lost):
-        probabilities[lost, decisions[lost]] = np.nextafter(probabilities[lost].max(axis=1), 2.0)
