@@ -177,8 +177,8 @@ class CorrectnessModel:
 
 def _features(p: FloatArray, mass: FloatArray) -> FloatArray:
     two = np.partition(p, p.shape[1] - 2, axis=1)[:, -2:]
-    runner_up, top = np.clip(two[:, 0], EPSILON, 1.0), np.clip(two[:, 1], EPSILON, 1.0 - EPSILON)
-    mass = np.clip(mass, EPSILON, 1.0 - EPSILON)
+    runner_up, top = np.maximum(two[:, 0], EPSILON), np.minimum(two[:, 1], 1.0 - EPSILON)
+    mass = np.maximum(np.minimum(mass, 1.0 - EPSILON), EPSILON)
     entropy = special.entr(np.maximum(p, 0.0)).sum(axis=1)
     return np.stack((special.logit(top), special.logit(mass), np.log(top / runner_up), entropy), axis=1)
 

@@ -64,7 +64,8 @@ class TopLabelCalibrator(Calibrator):
         return shares
 
     def _bounded(self, log_top: FloatArray, log_rest: FloatArray) -> FloatArray:
-        return np.clip(self.map_confidence(log_top, log_rest), EPSILON, 1.0 - EPSILON)
+        bounded: FloatArray = np.maximum(np.minimum(self.map_confidence(log_top, log_rest), 1.0 - EPSILON), EPSILON)
+        return bounded
 
     @abstractmethod
     def estimate_confidence(

@@ -14,9 +14,9 @@ def skipped(selection):
 
 
 def test_calibrated_readouts_keep_identity(readouts):
-    chosen = [dc.select_calibrator(*readouts(1000, seed=seed)) for seed in range(10)]
+    chosen = [dc.select_calibrator(*readouts(1000, seed=seed)) for seed in range(6)]
     # One standard error is crossed by chance now and then; measured, about once in thirty samples.
-    assert sum(selection.calibrator.kind == "identity" for selection in chosen) >= 8
+    assert sum(selection.calibrator.kind == "identity" for selection in chosen) >= 5
     selection = chosen[0]
     assert selection.refusal is None
     assert [c.n_parameters for c in selection.candidates] == sorted(c.n_parameters for c in selection.candidates)
