@@ -124,8 +124,8 @@ def loosest_passing(alpha: float) -> Falsehood:
 def validity_settings(alpha: float) -> Iterator[tuple[str, bool, Falsehood]]:
     """Name, whether it is valid, and the simulation, for one alpha."""
     flat = flat_model(alpha * 1.0001)
-    # The best scored tenth is wrong twice as often as allowed, the rest makes up for it, and more.
-    top = worst_on_top(flat_model(alpha * 0.7), 0.1, 3 * alpha)
+    # The best scored tenth is wrong 1.5 times as often as allowed, and the rest makes up for it, but not quite.
+    top = worst_on_top(flat_model(alpha * (1.0001 - 0.15) / 0.9), 0.1, 1.5 * alpha)
     for unlabelled in (UNLABELLED, 0):
         with_scores = "with unlabelled scores" if unlabelled else "on its own scores"
         yield f"worthless score, {with_scores}", True, one_shot(flat, 2000, unlabelled)

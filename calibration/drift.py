@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import numpy as np
 from demur.calibration.errors import DriftError
+from demur.calibration.grid import threshold_below
 from numpy.typing import ArrayLike, NDArray
 
 Signal = Literal["confidence_psi", "confidence_ks", "option_js", "label_mass_ks"]
@@ -101,9 +103,7 @@ class DriftMonitor:
         n = confidence.size
         if n < window:
             raise DriftError(f"the reference has {n} rows, fewer than a window of {window}")
-        # Edges may merge at values that many rows share; bins then hold more than their part.
-        confidence_edges = np.unique(np.quantile(confidence, np.linspace(0, 1, _FINE_BINS + 1)[1:-1]))
-        mass_edges = np.unique(np.quantile(mass, np.linspace(0, 1, _FINE_BINS + 1)[1:-1]))
+        confidence_edges, mass_edges = _edges(confidence), _edges(mass)
         shares = (
             _histogram(confidence, confidence_edges),
             np.bincount(chosen, minlength=options) / n,
@@ -111,14 +111,34 @@ class DriftMonitor:
         )
         rng = np.random.default_rng(seed)
         drawn = _SIMULATED_REFERENCES, _SIMULATED_WINDOWS
-        references = [rng.multinomial(n, share, size=(drawn[0], 1)) / n for share in shares]
-        windows = [rng.multinomial(window, share, size=drawn) / window for share in shares]
+        # One row more in each bin: what n rows never showed may still be as common as 1/n.
+        likely = [(share * n + 1.0) / (n + share.size) for share in shares]
+        references = [rng.multinomial(n, share, size=(drawn[0], 1)) / n for share in likely]
+        windows = [rng.multinomial(window, share, size=drawn) / window for share in likely]
         level = 1.0 - ALARM_SHARE / len(SIGNALS)
         limits: dict[Signal, float] = {}
         for name, values in _signals(references, windows, n, window).items():
             of_reference = np.quantile(values, level, axis=1, method="higher")
             limits[name] = float(np.quantile(of_reference, _REFERENCES_KEPT, method="higher"))
         return cls(window, n, confidence_edges, shares[0], shares[1], mass_edges, shares[2], limits)
+
+    def to_json(self) -> str:
+        """The reference and the limits."""
+        record = {field.name: getattr(self, field.name) for field in fields(self)}
+        return json.dumps({k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in record.items()})
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> DriftMonitor:
+        """Read what `to_json` wrote. DriftError if it is not that."""
+        try:
+            record = json.loads(text)
+            columns = {k: np.array(v, dtype=np.float64) for k, v in record.items() if isinstance(v, list)}
+            monitor = cls(**{**record, **columns})
+            if set(monitor.limits) != set(SIGNALS):
+                raise DriftError("not a drift reference: its signals are not the ones expected")
+        except (AttributeError, TypeError, json.JSONDecodeError) as error:
+            raise DriftError(f"not a drift reference: {error}") from error
+        return monitor
 
     def read(self, p_correct: ArrayLike, decision: ArrayLike, label_mass: ArrayLike) -> DriftReading:
         """Compare a window of exactly `window` decisions, columns as in `fit`. DriftError for another length."""
@@ -147,6 +167,12 @@ def _signals(
         "option_js": jensen_shannon(reference[1], now[1]),
         "label_mass_ks": kolmogorov_smirnov(reference[2], now[2]),
     }
+
+
+def _edges(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Edges of equally filled bins; a value that fills a bin alone has one to itself."""
+    edges, counts = np.unique(np.quantile(values, np.linspace(0, 1, _FINE_BINS + 1)[1:-1]), return_counts=True)
+    return np.unique(np.concatenate([edges, threshold_below(edges[counts > 1])]))
 
 
 def _smooth(share: NDArray[np.float64], n: int) -> NDArray[np.float64]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections import deque
 from dataclasses import dataclass
 from enum import IntEnum
@@ -97,7 +98,7 @@ class RiskMonitor:
         path = self._advance(codes == Outcome.ERROR)
         self.log_evalue = float(path[-1])
         self._best = max(self._best, float(path.max()))
-        self._withdrawn = self._withdrawn or self._best >= -np.log(self.delta)
+        self._withdrawn = self._withdrawn or self._best >= -math.log(self.delta)
         for outcome, count in enumerate(np.bincount(codes, minlength=len(Outcome)).tolist()):
             self.counts[Outcome(outcome)] += count
         self._recent.extend(codes[-(self._recent.maxlen or 0) :].tolist())

@@ -14,9 +14,9 @@ def log_tilt_mixture(average_risk: ArrayLike, errors: ArrayLike, audits: ArrayLi
     """Log of the average over TILTS of `exp(l k) / (1 + m (e^l - 1))^n`; m, k and n of shapes that broadcast.
 
     For a tilt l < 0, `exp(l k) / prod(1 + p_i (e^l - 1))` is a martingale of mean 1 (p_i: the chance of error of
-    audit i given what came before). As log(1 + p (e^l - 1)) is concave in p, putting the average m for each p_i makes it no
-    larger. So at the true averages this stays below `log(1/delta)` for ever with chance 1 - delta (Ville), whatever
-    the risk does (a mixture in the sense of Howard et al., arXiv:1808.03204).
+    audit i given what came before). As log(1 + p (e^l - 1)) is concave in p, putting the average m for each p_i makes
+    it no larger. So at the true averages this stays below `log(1/delta)` for ever with chance 1 - delta (Ville),
+    whatever the risk does (a mixture in the sense of Howard et al., arXiv:1808.03204).
     """
     m, k, n = (np.asarray(x, dtype=np.float64)[..., None] for x in (average_risk, errors, audits))
     logs = TILTS * k - n * np.log1p(m * np.expm1(TILTS))

@@ -95,22 +95,27 @@ def _better_start(start: int, scores: NDArray[np.float64], n: int, alpha: float,
 @lru_cache(maxsize=256)
 def _sizes_and_shares(n: int, alpha: float, delta: float, start: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Sizes from `start` up, sharpest for the level that a chain unbroken since `start` has there."""
-    other = max(round(OTHER_START * n), start)
+    counts = _error_counts(n, alpha)
+    other = round(OTHER_START * n)
+    if start >= other:
+        # So few rows that both starts would be one: it has all of delta.
+        part = sharpest_size(counts, alpha, delta)
+        part = part[(part >= part[part <= start].max()) & (part < n)]
+        return part, np.eye(1, part.size)[0]
     sizes: list[NDArray[np.int64]] = []
     shares: list[NDArray[np.float64]] = []
     waiting = 0.0
     for begin, end, gain, level in ((start, other, MAIN_SHARE, MAIN_SHARE * delta), (other, n, OTHER_SHARE, delta)):
         waiting += gain
-        part = sharpest_size(_error_counts(n, alpha), alpha, level)
+        part = sharpest_size(counts, alpha, level)
         part = part[(part >= begin) & (part < end)]
         if part.size:
             sizes.append(part)
             shares.append(np.append(waiting, np.zeros(part.size - 1)))
             waiting = 0.0
-    if not sizes:
-        return np.array([], dtype=np.int64), np.array([])
-    # Without a size of its own, the other start adds to the main one.
-    shares[-1][0] += waiting
+    if waiting and shares:
+        # Without a size of its own, the other start adds to the main one.
+        shares[-1][0] += waiting
     return np.concatenate(sizes), np.concatenate(shares)
 
 
