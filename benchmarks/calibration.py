@@ -17,9 +17,10 @@ from functools import partial
 
 import numpy as np
 import numpy.typing as npt
-from demur import calibration as dc
 from scipy import special
 from threadpoolctl import threadpool_limits
+
+from demur import calibration as dc
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

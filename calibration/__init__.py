@@ -3,8 +3,8 @@
 `demur.calibration.plots` is imported on its own: it needs matplotlib (the `plots` extra).
 """
 
-# Metrics and calibrators.
 from demur.calibration.affine import BiasCorrectedTemperature, DirichletCalibration, VectorScaling
+from demur.calibration.audits import AuditPlan, audit_plan, median_delay
 from demur.calibration.binning import IsotonicCalibration, ScalingBinning
 from demur.calibration.calibration_error import (
     ReliabilityBins,
@@ -15,22 +15,41 @@ from demur.calibration.calibration_error import (
     reliability_bins,
 )
 from demur.calibration.calibrator import Calibrator, FitSummary
+from demur.calibration.certificate import Certificate, TestedThreshold
+from demur.calibration.certify import certify
+from demur.calibration.certify_growing import GrowingCertification
+from demur.calibration.certify_parts import (
+    SliceCertificates,
+    VerdictCertificates,
+    certify_slices,
+    certify_verdicts,
+    most_slices,
+)
 from demur.calibration.correctness import CorrectnessModel, CorrectnessSummary
+from demur.calibration.drift import DriftMonitor, DriftReading
 from demur.calibration.errors import (
     CalibrationError,
+    CertificateError,
+    DriftError,
     InvalidCalibrator,
     InvalidData,
     InvalidParameter,
+    MonitorError,
     NotFitted,
     NoValidInterval,
     OneClassOnly,
     OneSided,
     OptionsVary,
+    PolicyError,
     Refused,
     TooFewLabels,
 )
+from demur.calibration.grid import is_trusted, on_grid, threshold_above, threshold_below
 from demur.calibration.intervals import Interval, binomial_interval, bootstrap_interval
+from demur.calibration.labels_needed import LabelsNeeded, labels_needed
+from demur.calibration.monitor import Outcome, RecentRisk, RiskMonitor
 from demur.calibration.noise_band import NoiseBand, confidence_noise_band, ece_noise_band
+from demur.calibration.policy import Ruling, budget, budget_threshold, certified, expected_cost, fixed_thresholds
 from demur.calibration.proper_scores import (
     BrierDecomposition,
     accuracy,
@@ -39,6 +58,7 @@ from demur.calibration.proper_scores import (
     negative_log_likelihood,
 )
 from demur.calibration.report import CalibrationReport, calibration_report
+from demur.calibration.risk_bound import average_risk_upper_bound
 from demur.calibration.selection import CALIBRATORS, Candidate, Selection, calibrator_from_json, select_calibrator
 from demur.calibration.selective import RiskCoverage, aurc, auroc, excess_aurc, risk_coverage
 from demur.calibration.smooth_error import smooth_calibration_error, smooth_confidence_error
@@ -47,6 +67,7 @@ from demur.calibration.top_label import BetaCalibration, PlattScaling
 
 __all__ = [
     "CALIBRATORS",
+    "AuditPlan",
     "BetaCalibration",
     "BiasCorrectedTemperature",
     "BrierDecomposition",
@@ -54,51 +75,84 @@ __all__ = [
     "CalibrationReport",
     "Calibrator",
     "Candidate",
+    "Certificate",
+    "CertificateError",
     "CorrectnessModel",
     "CorrectnessSummary",
     "DirichletCalibration",
+    "DriftError",
+    "DriftMonitor",
+    "DriftReading",
     "FitSummary",
+    "GrowingCertification",
     "Identity",
     "Interval",
     "InvalidCalibrator",
     "InvalidData",
     "InvalidParameter",
     "IsotonicCalibration",
+    "LabelsNeeded",
+    "MonitorError",
     "NoValidInterval",
     "NoiseBand",
     "NotFitted",
     "OneClassOnly",
     "OneSided",
     "OptionsVary",
+    "Outcome",
     "PlattScaling",
+    "PolicyError",
+    "RecentRisk",
     "Refused",
     "ReliabilityBins",
     "RiskCoverage",
+    "RiskMonitor",
+    "Ruling",
     "ScalingBinning",
     "Selection",
+    "SliceCertificates",
     "TemperatureScaling",
+    "TestedThreshold",
     "TooFewLabels",
     "VectorScaling",
+    "VerdictCertificates",
     "accuracy",
+    "audit_plan",
     "aurc",
     "auroc",
+    "average_risk_upper_bound",
     "binomial_interval",
     "bootstrap_interval",
     "brier_decomposition",
     "brier_score",
+    "budget",
+    "budget_threshold",
     "calibration_report",
     "calibrator_from_json",
+    "certified",
+    "certify",
+    "certify_slices",
+    "certify_verdicts",
     "classwise_calibration_error",
     "confidence_noise_band",
     "debiased_calibration_error",
     "ece_noise_band",
     "excess_aurc",
     "expected_calibration_error",
+    "expected_cost",
+    "fixed_thresholds",
+    "is_trusted",
+    "labels_needed",
     "maximum_calibration_error",
+    "median_delay",
+    "most_slices",
     "negative_log_likelihood",
+    "on_grid",
     "reliability_bins",
     "risk_coverage",
     "select_calibrator",
     "smooth_calibration_error",
     "smooth_confidence_error",
+    "threshold_above",
+    "threshold_below",
 ]

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field, replace
 from typing import Self
 
 import numpy as np
+from scipy import optimize
+
 from demur.calibration.arrays import FloatArray, IntArray
 from demur.calibration.calibrator import Calibrator
 from demur.calibration.stored import no_numbers
 from demur.calibration.temperature import MAX_TEMPERATURE, MIN_TEMPERATURE, softmax
-from scipy import optimize
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -5,6 +5,7 @@ from typing import NoReturn
 
 import numpy as np
 import numpy.typing as npt
+
 from demur.calibration.errors import InvalidData
 
 FloatArray = npt.NDArray[np.float64]

@@ -4,10 +4,11 @@ from dataclasses import dataclass, field, replace
 from typing import Self
 
 import numpy as np
+from scipy import optimize
+
 from demur.calibration.arrays import BoolArray, FloatArray
 from demur.calibration.stored import no_numbers
 from demur.calibration.top_label import TopLabelCalibrator, fit_platt, platt
-from scipy import optimize
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -5,6 +5,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+
 from demur.calibration.arrays import BoolArray, FloatArray, IntArray, check_confidence, check_decisions
 from demur.calibration.errors import InvalidParameter
 from demur.calibration.proper_scores import ClassBins

@@ -6,6 +6,7 @@ from typing import ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
+
 from demur.calibration.arrays import (
     LOG_EPSILON,
     LOG_ZERO,

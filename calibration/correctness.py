@@ -6,6 +6,8 @@ from typing import ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
+from scipy import special
+
 from demur.calibration.arrays import (
     EPSILON,
     BoolArray,
@@ -19,7 +21,6 @@ from demur.calibration.errors import InvalidCalibrator, InvalidData, NotFitted, 
 from demur.calibration.folds import assign_folds, content_groups, mean_and_error
 from demur.calibration.logistic import fit_logistic
 from demur.calibration.stored import dump, load, no_numbers
-from scipy import special
 
 N_FEATURES = 4
 

@@ -1,4 +1,3 @@
-# ruff: noqa: N818 - names say what is wrong; that it is an error, the tree says.
 """Errors raised by `demur.calibration`.
 
 CalibrationError (ValueError)
@@ -6,6 +5,10 @@ CalibrationError (ValueError)
 ├── InvalidParameter       an argument out of its range
 ├── NotFitted              a calibrator used before `fit`
 ├── InvalidCalibrator      stored calibrator text that does not parse or does not add up
+├── CertificateError       what was asked cannot be certified as asked (levels, lengths, values)
+├── PolicyError            a cost matrix, price, budget or threshold that is no policy
+├── MonitorError           a monitor's setting, state or stream that cannot be used
+├── DriftError             a reference or window that cannot be compared
 └── Refused                sound data that cannot support what was asked
     ├── TooFewLabels
     ├── OneClassOnly       every label is the same option
@@ -81,3 +84,27 @@ class NoValidInterval(Refused):
     """A bootstrap interval for this metric would mislead."""
 
     type = "no_valid_interval"
+
+
+class CertificateError(CalibrationError):
+    """What was asked cannot be certified as asked: levels, lengths or values."""
+
+    type = "certificate_error"
+
+
+class PolicyError(CalibrationError):
+    """A cost matrix, price, budget or threshold that does not make a policy."""
+
+    type = "policy_error"
+
+
+class MonitorError(CalibrationError):
+    """A monitor's setting, saved state or stream that cannot be used."""
+
+    type = "monitor_error"
+
+
+class DriftError(CalibrationError):
+    """A reference or a window that cannot be compared."""
+
+    type = "drift_error"

@@ -4,6 +4,7 @@ from collections.abc import Hashable, Sequence
 from hashlib import blake2b
 
 import numpy as np
+
 from demur.calibration.arrays import BoolArray, FloatArray, IntArray
 from demur.calibration.errors import InvalidData, TooFewLabels
 

@@ -5,12 +5,13 @@ from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
+from scipy import special
+
 from demur.calibration.arrays import BoolArray, Decisions, FloatArray, check_decisions
 from demur.calibration.errors import InvalidParameter, NoValidInterval
 from demur.calibration.noise_band import check_level
 from demur.calibration.proper_scores import row_brier, row_nll
 from demur.calibration.selective import rank
-from scipy import special
 
 BootstrapMetric = Literal["accuracy", "nll", "brier", "auroc", "aurc"]
 

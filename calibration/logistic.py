@@ -1,8 +1,9 @@
 """Logistic regression in a few dimensions by Newton's method, to machine precision."""
 
 import numpy as np
-from demur.calibration.arrays import FloatArray
 from scipy import special
+
+from demur.calibration.arrays import FloatArray
 
 
 def fit_logistic(

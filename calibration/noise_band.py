@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
 from demur.calibration.arrays import FloatArray, check_probabilities, check_unit
 from demur.calibration.calibration_error import Strategy, bin_edges
 from demur.calibration.errors import InvalidParameter

@@ -5,6 +5,8 @@ Needs matplotlib (the `plots` extra); `demur.calibration` itself does not import
 
 import numpy as np
 import numpy.typing as npt
+from scipy import stats
+
 from demur.calibration.arrays import FloatArray, check_confidence
 from demur.calibration.calibration_error import ReliabilityBins, Strategy, bin_confidence
 from demur.calibration.intervals import binomial_interval
@@ -22,7 +24,6 @@ from demur.calibration.plot_style import (
     percent_axis,
 )
 from demur.calibration.plots_selective import plot_risk_coverage, plot_threshold_chooser
-from scipy import stats
 
 __all__ = [
     "Plot",

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
 from demur.calibration.arrays import FloatArray
 from demur.calibration.errors import InvalidParameter
 from demur.calibration.intervals import binomial_interval

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
 from demur.calibration.arrays import EPSILON, Decisions, FloatArray, check_decisions
 from demur.calibration.errors import InvalidParameter
 

@@ -5,6 +5,7 @@ from math import isnan
 
 import numpy as np
 import numpy.typing as npt
+
 from demur.calibration.arrays import EPSILON, check_decisions
 from demur.calibration.calibration_error import bin_confidence
 from demur.calibration.noise_band import NoiseBand, simulate_band

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
 from demur.calibration.affine import BiasCorrectedTemperature, DirichletCalibration, VectorScaling
 from demur.calibration.arrays import EPSILON, FloatArray, IntArray, check_labels, check_logprobs
 from demur.calibration.binning import IsotonicCalibration, ScalingBinning

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
 from demur.calibration.arrays import BoolArray, FloatArray, IntArray, check_correct, check_scores
 
 

@@ -2,8 +2,9 @@
 
 import numpy as np
 import numpy.typing as npt
-from demur.calibration.arrays import BoolArray, FloatArray, check_confidence, check_decisions
 from scipy import fft
+
+from demur.calibration.arrays import BoolArray, FloatArray, check_confidence, check_decisions
 
 _GRID = 8192
 

@@ -6,6 +6,7 @@ from dataclasses import MISSING, asdict, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+
 from demur.calibration.arrays import FloatArray
 from demur.calibration.errors import InvalidCalibrator
 

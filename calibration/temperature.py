@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
+
 from demur.calibration.arrays import FloatArray, IntArray
 from demur.calibration.calibrator import Calibrator
 

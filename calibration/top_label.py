@@ -12,11 +12,12 @@ from typing import Self
 
 import numpy as np
 import numpy.typing as npt
+from scipy import special
+
 from demur.calibration.arrays import EPSILON, BoolArray, FloatArray, IntArray, check_logprobs
 from demur.calibration.calibrator import Calibrator
 from demur.calibration.logistic import fit_logistic
 from demur.calibration.temperature import fit_inverse_temperature, softmax
-from scipy import special
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -5,7 +5,6 @@ import warnings
 
 import numpy as np
 import pytest
-from demur import calibration as dc
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -14,6 +13,8 @@ from sklearn.calibration import CalibratedClassifierCV, _SigmoidCalibration
 from sklearn.frozen import FrozenEstimator
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
+
+from demur import calibration as dc
 
 FITTABLE = dc.CALIBRATORS[1:]
 TOP_LABEL = [dc.PlattScaling, dc.BetaCalibration, dc.IsotonicCalibration, dc.ScalingBinning]

@@ -4,8 +4,9 @@ import json
 
 import numpy as np
 import pytest
-from demur import calibration as dc
 from scipy import special, stats
+
+from demur import calibration as dc
 
 
 @pytest.fixture(scope="module")

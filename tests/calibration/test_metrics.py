@@ -4,13 +4,14 @@ import warnings
 
 import numpy as np
 import pytest
-from demur import calibration as dc
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mapie.metrics import calibration as mapie
 from scipy import stats
 from sklearn import metrics as sk
 from sklearn.calibration import calibration_curve
+
+from demur import calibration as dc
 
 EVERY_METRIC = [
     dc.accuracy,

@@ -7,9 +7,10 @@ import xml.etree.ElementTree as ET
 import matplotlib as mpl
 import numpy as np
 import pytest
+from scipy import stats
+
 from demur import calibration as dc
 from demur.calibration import plots
-from scipy import stats
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from scipy import stats
+
 from demur import calibration as dc
 from demur.calibration.folds import assign_folds, content_groups, mean_and_error
-from scipy import stats
 
 ALL = [kind.kind for kind in dc.CALIBRATORS]
 
