@@ -27,6 +27,10 @@ class LabelError(DecisionError):
         self.options = options
 
 
+class BundleError(DecisionError):
+    """A bundle cannot be read or written; the message names the file."""
+
+
 class InputTooLongError(DecisionError):
     """The input has `tokens` tokens and the context has room for `allowed`."""
 
