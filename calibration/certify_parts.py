@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from demur.calibration.certificate import Certificate
-from demur.calibration.certify import Rows, certify, check_level, finite_column, issue, run_plan
+from demur.calibration.certify import VALID_FOR, Rows, certify, check_level, finite_column, issue, run_plan
 from demur.calibration.errors import CertificateError
 from demur.calibration.multiple_testing import attempt_level, fewest_rows
 from demur.calibration.thresholds import plan
@@ -137,7 +137,7 @@ def certify_slices(
             tested[name] = run_plan(rows[name], plans[name], alpha, levels[name])
     issued = datetime.now(UTC) if issued_at is None else issued_at
     settings: dict[str, Any] = {"claim": "trusted", "route": "label_free", "score_name": "score", **options}
-    settings.setdefault("valid_for", None)
+    settings.setdefault("valid_for", VALID_FOR)
     return SliceCertificates(
         alpha,
         delta,

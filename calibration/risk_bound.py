@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import logsumexp
 
 TILTS = -np.geomspace(0.01, 5.0, 16)
 _BISECTIONS = 40
@@ -20,7 +19,7 @@ def log_tilt_mixture(average_risk: ArrayLike, errors: ArrayLike, audits: ArrayLi
     """
     m, k, n = (np.asarray(x, dtype=np.float64)[..., None] for x in (average_risk, errors, audits))
     logs = TILTS * k - n * np.log1p(m * np.expm1(TILTS))
-    return np.asarray(logsumexp(logs, axis=-1) - np.log(TILTS.size), dtype=np.float64)
+    return np.asarray(np.logaddexp.reduce(logs, axis=-1) - np.log(TILTS.size), dtype=np.float64)
 
 
 def average_risk_upper_bound(errors: ArrayLike, audits: ArrayLike, delta: float) -> NDArray[np.float64]:

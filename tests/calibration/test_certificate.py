@@ -214,6 +214,7 @@ def test_a_finished_slice_passes_its_level_on():
     found = certify_slices(score, correct, names, weights={"easy": 3, "hard": 1})
     assert found.slices["easy"].delta_spent == pytest.approx(0.0375)
     assert found.slices["hard"].delta_spent == pytest.approx(0.05)
+    assert found.slices["easy"].expires_at is not None
     assert found.threshold("hard") is None
     assert found.threshold("never seen") is None
     unfinished = certify_slices(score, rng.random(2000) < 0.9, names, weights={"easy": 3, "hard": 1})
