@@ -66,7 +66,7 @@ def _rows(lines: Iterable[str]) -> Iterator[Row]:
 
 
 def _ask(task: str, rows: list[Row], url: str | None, explain: bool, concurrency: int) -> Iterator[Row]:
-    from demur.clients import Client, DemurClientError, ProblemError
+    from demur.clients import Client, ConnectionFailed, DemurClientError, ProblemError
 
     try:
         with Client(url) as client:
@@ -74,6 +74,8 @@ def _ask(task: str, rows: list[Row], url: str | None, explain: bool, concurrency
             for item in client.decide_many(inputs, task=task, explain=explain, concurrency=concurrency):
                 if item.answer is not None:
                     yield item.answer.model_dump(mode="json", exclude_none=True)
+                elif isinstance(item.error, ConnectionFailed):
+                    raise item.error  # the rest would fail too
                 else:
                     yield {"problem": str(item.error)}
     except ProblemError as error:

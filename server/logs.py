@@ -16,6 +16,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}")
 
+#: Asked every few seconds by machines; logged at level debug.
+_PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
+
 _request_id: ContextVar[str | None] = ContextVar("demur_request_id", default=None)
 _traceparent: ContextVar[str | None] = ContextVar("demur_traceparent", default=None)
 
@@ -121,6 +124,7 @@ class RequestLog:
                 "status": 499 if scope.get("demur.hung_up") else status,
                 "ms": round((time.perf_counter() - start) * 1e3, 3),
             }
-            _log.info("request", extra={"fields": fields})
+            level = logging.DEBUG if route in _PROBES else logging.INFO
+            _log.log(level, "request", extra={"fields": fields})
             _request_id.reset(id_token)
             _traceparent.reset(trace_token)
