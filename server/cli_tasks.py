@@ -1,12 +1,17 @@
 """`demur tasks`: checking task files."""
 
+import asyncio
+import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
 from demur.decision.errors import TaskFileError
 from demur.decision.task import Task
+
+Rows = list[tuple[str, str | None]]
 
 
 @click.group()
@@ -16,11 +21,16 @@ def tasks() -> None:
 
 @tasks.command()
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
-@click.option("--model", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Check the labels too.")
-def check(files: tuple[Path, ...], model: Path | None) -> None:
-    """Check task FILES, or directories of them; with a model also that its tokenizer keeps the options apart.
+@click.option("--model", help="Check the labels with this model's tokenizer, and compare readouts.")
+@click.option(
+    "--data", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Labelled rows to compare by."
+)
+def check(files: tuple[Path, ...], model: str | None, data: Path | None) -> None:
+    """Check task FILES, or directories of them. Every fault is shown with file, line and remedy; any gives status 1.
 
-    Every fault is shown with file, line and remedy. Exits with 1 if there is any.
+    With a model, its tokenizer must keep the options apart, and the readouts are compared on the rows of --data (JSON
+    lines with `input` and `label`, for a single task) or else on the task's examples: label mass says how much of the
+    model's probability falls on the options at all, accuracy how often the decision is the label.
     """
     from demur.server.tasks import read_tasks
 
@@ -32,21 +42,68 @@ def check(files: tuple[Path, ...], model: Path | None) -> None:
         except TaskFileError as error:
             wrong = True
             click.echo(str(error), err=True)
-    if model is not None and good:
-        from transformers import AutoTokenizer
-
-        from demur.decision.prompt import PromptBuilder
-        from demur.decision.taskfile import check_task
-
-        prompts = PromptBuilder(AutoTokenizer.from_pretrained(model))
-        for task in good:
-            for fault in check_task(task, prompts):
-                wrong = True
-                click.echo(f"{task.name}: {fault}", err=True)
+    if data is not None and (model is None or len(good) != 1):
+        raise click.UsageError("--data wants --model and one task")
     for task in good:
         spec = task.spec
         click.echo(
             f"{task.name}: {len(spec.question.options)} options, {spec.readout.kind} readout, {spec.mode} mode, "
             f"hash {task.content_hash[:12]}"
         )
+    if model is not None and good:
+        rows = None if data is None else read_rows(data, good[0])
+        wrong = asyncio.run(_with_model(good, model, rows)) or wrong
     sys.exit(1 if wrong else 0)
+
+
+def read_rows(path: Path, task: Task) -> Rows:
+    """Pairs of input and label. A line that is not such a pair ends the command with its number."""
+    from demur.decision.canonical import canonical_text
+
+    rows: Rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            text, label = canonical_text(row["input"]), row["label"]
+        except (ValueError, KeyError, TypeError):
+            raise click.ClickException(f"{path}:{number}: not a JSON object with input and label") from None
+        if label not in task.spec.question.names:
+            raise click.ClickException(f"{path}:{number}: the label {label!r} is not an option of {task.name}")
+        rows.append((text, label))
+    if not rows:
+        raise click.ClickException(f"{path} has no rows")
+    return rows
+
+
+async def _with_model(good: Sequence[Task], model: str, rows: Rows | None) -> bool:
+    """Checks and compares; returns whether anything is wrong."""
+    from demur.decision.taskfile import check_task
+    from demur.server.compare import compare_readouts
+    from demur.server.decide import DecidePipeline
+    from demur.server.engines.identity import ModelUnusable
+    from demur.server.engines.vllm_engine import VllmEngine, VllmSettings
+
+    try:
+        engine = await VllmEngine.start(VllmSettings(model=model))
+    except ModelUnusable as error:
+        raise click.ClickException(str(error)) from None
+    try:
+        pipeline = DecidePipeline(engine, max_input_tokens=engine.identity.max_model_len)
+        wrong = False
+        for task in good:
+            faults = check_task(task, pipeline.prompts)
+            for fault in faults:
+                wrong = True
+                click.echo(f"{task.name}: {fault}", err=True)
+            known: Rows = rows or [(example, None) for example in task.examples]
+            if faults or not known:
+                continue
+            click.echo(f"\n{task.name}, {len(known)} inputs:\n  readout      label mass  accuracy")
+            for trial in await compare_readouts(pipeline, task, known):
+                accuracy = "" if trial.accuracy is None else f"{trial.accuracy:.3f}"
+                click.echo(f"  {trial.name:<12} {trial.label_mass:>10.3f}  {accuracy:>8}  {trial.note or ''}".rstrip())
+        return wrong
+    finally:
+        await engine.aclose()

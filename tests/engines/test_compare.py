@@ -1,0 +1,35 @@
+"""Readouts of one task, compared on real rows."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from demur.decision.taskfile import load_task
+from demur.server.cli_tasks import read_rows
+from demur.server.compare import compare_readouts
+
+if TYPE_CHECKING:
+    from tests.live import Live
+
+
+@pytest.mark.engine
+def test_the_demo_model_reads_words_better_than_letters(live: "Live") -> None:
+    task = load_task(Path("examples/tasks/voice_intent.yaml"))
+    rows = read_rows(Path("examples/data/voice_intent.jsonl"), task)[:40]
+    trials = {trial.name: trial for trial in live.run(compare_readouts(live.pipeline, task, rows))}
+    assert set(trials) == {"letter", "text, sum", "text, mean", "text, prior"}
+    best = max(trials.values(), key=lambda trial: trial.accuracy or 0)
+    assert best.name == "text, prior", "what the task file says"
+    assert (best.accuracy or 0) > (trials["letter"].accuracy or 0)
+    assert all(0 < trial.label_mass <= 1 and trial.n == 40 for trial in trials.values())
+
+
+@pytest.mark.parametrize("line", ["{", "[]", '{"input": "x"}', '{"input": "x", "label": "none of these"}'])
+def test_rows_that_are_wrong_are_named(line: str, tmp_path: Path) -> None:
+    task = load_task(Path("examples/tasks/voice_intent.yaml"))
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"input": "x", "label": "joke"}) + "\n" + line + "\n")
+    with pytest.raises(Exception, match=r"rows\.jsonl:2"):
+        read_rows(path, task)
