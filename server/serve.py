@@ -24,7 +24,7 @@ from demur.server.engines import watch
 from demur.server.engines.identity import ModelUnusable
 from demur.server.engines.vllm_engine import VllmEngine, VllmSettings
 from demur.server.errors import DemurError, Unavailable
-from demur.server.lifecycle import Lifecycle
+from demur.server.lifecycle import Lifecycle, Phase
 from demur.server.registry import Registry
 from demur.server.services import ServedModel
 from demur.server.settings import Settings
@@ -150,6 +150,10 @@ class DemurServer:
         if self._on_ready is not None:
             self._on_ready(url, tasks)
         reason = await engine.failed()
+        if self._signals and not self._admission.in_flight:
+            # Ctrl-C reaches vLLM's processes too, and they end at once; nobody is waiting for them.
+            self._stop(0)
+            return
         _log.error("the engine failed: %s", reason)
         self._lifecycle.fail(reason)
         self._http.config.timeout_graceful_shutdown = 2  # nothing that is left can be answered
@@ -162,10 +166,12 @@ class DemurServer:
 
     def _signalled(self) -> None:
         self._signals += 1
-        if self._signals > 1:
-            _log.warning("second signal: stopping at once")
+        starting = self._lifecycle.phase is Phase.STARTING
+        if starting or self._signals > 1:
+            # A starting engine cannot be interrupted, and nothing is in flight yet.
+            _log.warning("stopping at once", extra={"fields": {"signals": self._signals}})
             watch.kill(watch.children())
-            os._exit(130)
+            os._exit(0 if starting else 130)
         self._spawn(self._drain())
 
     async def _drain(self) -> None:

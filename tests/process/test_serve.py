@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from tests.process.server import BIN, ServerProcess, wait_for
@@ -91,3 +92,35 @@ def drain(server: ServerProcess) -> None:
         assert answer.result().status_code == 200
     assert server.process.wait(35) == 0
     assert server.survivors() == []
+
+
+def test_a_signal_while_starting_ends_the_server(tmp_path: Path) -> None:
+    with ServerProcess("--demo", log=tmp_path / "log") as server:
+        wait_for(lambda: server.status("/healthz") == 200, 60, "liveness")
+        wait_for(lambda: psutil.Process(server.process.pid).children(recursive=True), 60, "engine process")
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(20) == 0
+        wait_for(lambda: not psutil.pid_exists(server.process.pid) or not server.survivors(), 5, "end of the engine")
+
+
+def test_decide_in_process_needs_no_server(demo_model: Path) -> None:
+    done = subprocess.run(
+        [
+            BIN / "demur",
+            "decide",
+            "voice_intent",
+            "wake me up at six",
+            "--model",
+            demo_model,
+            "--tasks",
+            "examples/tasks",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    answer = json.loads(done.stdout)
+    assert answer["decision"] in answer["probabilities"]
+    assert answer["task"] == "voice_intent"
