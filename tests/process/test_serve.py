@@ -97,10 +97,32 @@ def drain(server: ServerProcess) -> None:
 def test_a_signal_while_starting_ends_the_server(tmp_path: Path) -> None:
     with ServerProcess("--demo", log=tmp_path / "log") as server:
         wait_for(lambda: server.status("/healthz") == 200, 60, "liveness")
-        wait_for(lambda: psutil.Process(server.process.pid).children(recursive=True), 60, "engine process")
+        parent = psutil.Process(server.process.pid)
+        server.family = wait_for(lambda: parent.children(recursive=True), 60, "engine process")
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(20) == 0
-        wait_for(lambda: not psutil.pid_exists(server.process.pid) or not server.survivors(), 5, "end of the engine")
+        wait_for(lambda: not server.survivors(), 5, "end of the engine")
+
+
+def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
+    with ServerProcess("--demo", log=tmp_path / "log") as server:
+        server.ready()
+        body = {
+            "question": "Which?",
+            "options": ["parcel", "refund"],
+            "mode": "reasoned",
+            "thought": {"max_tokens": 1000, "max_ms": 60_000},
+            "input": "where is my parcel",
+        }
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(httpx.post, f"{server.url}/decide", json=body, timeout=60)
+            wait_for(lambda: "demur_in_flight 1.0" in httpx.get(f"{server.url}/metrics").text, 20, "work in flight")
+            server.process.send_signal(signal.SIGTERM)
+            wait_for(lambda: server.status("/readyz") == 503, 5, "draining")
+            server.process.send_signal(signal.SIGTERM)
+            assert server.process.wait(5) == 130
+            assert isinstance(answer.exception(), httpx.TransportError)
+        assert server.survivors() == []
 
 
 def test_decide_in_process_needs_no_server(demo_model: Path) -> None:
