@@ -220,6 +220,7 @@ class VllmEngine:
             top_k=thought.top_k,
             seed=thought.seed,
             stop_token_ids=list(stop_ids),
+            ignore_eos=True,  # where that ends a thought, it is among the stop ids
             detokenize=False,
             output_kind=self._delta,
         )

@@ -50,7 +50,8 @@ class ServerProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.family = self.family or psutil.Process(self.process.pid).children(recursive=True)
+        if self.process.poll() is None:
+            self.family = self.family or psutil.Process(self.process.pid).children(recursive=True)
         self.process.kill()
         self.process.wait(10)
         for child in self.family:

@@ -23,7 +23,11 @@ def test_serve_with_keys_and_without_a_compiler(tmp_path: Path, demo_model: Path
     """One process through its life: ready, conformance with a key, reload, drain."""
     tasks = tmp_path / "tasks"
     shutil.copytree("examples/tasks", tasks)
-    env = {"DEMUR_API_KEYS": "key-1,key-2", "PATH": str(BIN), "CC": "", "CXX": ""}
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    # Of the system's programs vLLM runs this one, to see the cores; it is on every Linux.
+    (tools / "lscpu").symlink_to(shutil.which("lscpu") or "lscpu")
+    env = {"DEMUR_API_KEYS": "key-1,key-2", "PATH": f"{BIN}:{tools}", "CC": "", "CXX": ""}
     assert shutil.which("gcc", path=env["PATH"]) is None
     assert shutil.which("c++", path=env["PATH"]) is None
     arguments = ("--model", str(demo_model), "--tasks", str(tasks))
@@ -49,8 +53,9 @@ def conformance(server: ServerProcess, directory: Path) -> None:
         capture_output=True,
         timeout=300,
     )
-    requirements = json.loads(report.read_text())["requirements"]
-    assert not [each for each in requirements if each["status"] == "fail"]
+    results = {each["id"]: each["status"] for each in json.loads(report.read_text())["results"]}
+    # With a key the one about servers without keys cannot be tested; test_live_server.py has it.
+    assert {name for name, status in results.items() if status != "pass"} == {"auth.ignored-when-off"}
 
 
 def reload(server: ServerProcess, tasks: Path) -> None:
