@@ -12,13 +12,9 @@ from demur.server.calibrate import Calibration
 from demur.server.calibrated import policy_hash
 from demur.server.evaluation import evaluation
 from demur.server.labelled import LabelledData
-from demur.server.report_html import report_html
+from demur.server.making import CROSS_FITTED
+from demur.server.report_html import reliability_svg, report_html
 from demur.server.summary import summary
-
-HELD_OUT = (
-    "cross-fitted: every row's calibrated probabilities come from a calibrator that did not see it, nor any row of its "
-    "group"
-)
 
 
 def provenance(
@@ -67,7 +63,7 @@ def bundle_files(
         calibration.probabilities,
         calibration.p_correct,
         method=calibration.selection.calibrator.kind,
-        held_out=HELD_OUT,
+        held_out=CROSS_FITTED,
         show_inputs=task.log_inputs,
     )
     page = report_html(
@@ -94,10 +90,13 @@ def bundle_files(
         "report.json": report,
         "reference.json": reference,
     }
-    files = {
-        name: json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n" for name, value in documents.items()
-    }
-    return {"task.yaml": task_yaml, **files, "report.html": page.encode()}
+    diagram = reliability_svg(fitting, calibration.probabilities, calibration.p_correct)
+    pages = {"task.yaml": task_yaml, "report.html": page.encode(), "reliability.svg": diagram.encode()}
+    return pages | {name: _json(document) for name, document in documents.items()}
+
+
+def _json(document: Any) -> bytes:
+    return json.dumps(document, indent=1, ensure_ascii=False).encode() + b"\n"
 
 
 def _calibrator(calibration: Calibration) -> dict[str, Any]:

@@ -12,7 +12,9 @@ from typing import Any, NoReturn
 import click
 
 from demur.decision.task import Task
+from demur.server.cli_calibrate import calibrate
 from demur.server.cli_decide import decide
+from demur.server.cli_evaluate import evaluate
 from demur.server.cli_options import flag_values, settings_options
 from demur.server.cli_tasks import tasks
 from demur.server.settings import Settings, SettingsError, load_settings
@@ -25,7 +27,9 @@ def main() -> None:
     """Demur: a decision server that knows when to demur."""
 
 
+main.add_command(calibrate)
 main.add_command(decide)
+main.add_command(evaluate)
 main.add_command(tasks)
 
 

@@ -1,4 +1,4 @@
-"""An evaluation as one JSON document: how right and how calibrated decisions are, before and after, and for whom not."""
+"""An evaluation as one JSON document: how right and how calibrated decisions are, and for which options not."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime

@@ -76,18 +76,18 @@ class ReadCache:
 
     def __init__(self, path: Path | None, pins: Mapping[str, str]) -> None:
         self._path = path
-        self._digest = hashlib.sha256(canonical_bytes(dict(pins))).hexdigest()
+        digest = hashlib.sha256(canonical_bytes(dict(pins))).hexdigest()
+        self._head = {"schema": _SCHEMA, "pins": digest}
+        self._fits = False
         self.known = self._load()
         self._file: IO[str] | None = None
 
     def __enter__(self) -> "ReadCache":
         if self._path is not None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._path.open("w", encoding="utf-8")
-            self._write({"schema": _SCHEMA, "pins": self._digest})
-            for key, readout in self.known.items():
-                self._write(_line(key, readout))
-            self._file.flush()
+            self._file = self._path.open("a" if self._fits else "w", encoding="utf-8")
+            # A line that was cut is ended, so that the next one stands alone.
+            self._file.write("\n" if self._fits else json.dumps(self._head) + "\n")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -98,18 +98,15 @@ class ReadCache:
         """Keeps a readout, on disk too."""
         self.known[key] = readout
         if self._file is not None:
-            self._write(_line(key, readout))
+            self._file.write(json.dumps(_line(key, readout)) + "\n")
             self._file.flush()
-
-    def _write(self, value: dict[str, Any]) -> None:
-        if self._file is not None:
-            self._file.write(json.dumps(value) + "\n")
 
     def _load(self) -> dict[str, Readout]:
         if self._path is None or not self._path.is_file():
             return {}
         lines = self._path.read_text(encoding="utf-8").splitlines()
-        if not lines or _parsed(lines[0]) != {"schema": _SCHEMA, "pins": self._digest}:
+        self._fits = bool(lines) and _parsed(lines[0]) == self._head
+        if not self._fits:
             return {}
         known: dict[str, Readout] = {}
         for line in lines[1:]:

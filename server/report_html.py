@@ -43,15 +43,11 @@ def report_html(
     alpha: float | None = None,
 ) -> str:
     """The page of an `evaluation`, whose arguments `readings`, `after` and `p_correct` are."""
-    labels, decided = readings.labels, after.argmax(axis=1)
     raw = raw_probabilities(readings)
-    confidence = after[np.arange(len(after)), decided] if p_correct is None else p_correct
-    correct = decided == labels
+    confidence, correct = _decisions(readings, after, p_correct)
     reliability = [
-        plot_reliability(raw.max(axis=1), raw.argmax(axis=1) == labels, n_bins=10, title="Before calibration"),
-        plot_reliability(
-            confidence, correct, n_bins=10, title="After calibration (held out)", confidence_name="p_correct"
-        ),
+        plot_reliability(raw.max(axis=1), raw.argmax(axis=1) == readings.labels, n_bins=10, title="Before calibration"),
+        _after(confidence, correct),
     ]
     selective = [
         plot_risk_coverage(confidence, correct, alpha=alpha),
@@ -74,14 +70,33 @@ def report_html(
     )
 
 
+def reliability_svg(readings: Readings, after: NDArray[np.float64], p_correct: NDArray[np.float64] | None) -> str:
+    """The reliability diagram of held-out `p_correct`, as one SVG document."""
+    return _after(*_decisions(readings, after, p_correct)).svg()
+
+
 def _measures(report: Mapping[str, Any]) -> list[dict[str, str]]:
     before, after = report["before"], report["after"]
     rows = [{"name": name, "before": _figure(before[key]), "after": _figure(after[key])} for name, key in _MEASURES]
-    chance = [
-        f"{_figure(side['ece_noise']['lower'])} to {_figure(side['ece_noise']['upper'])}" for side in (before, after)
-    ]
-    rows.append({"name": "ECE (equal width) by chance alone", "before": chance[0], "after": chance[1]})
-    return rows
+    chance = {"before": _range(before["ece_noise"]), "after": _range(after["ece_noise"])}
+    return [*rows, {"name": "ECE (equal width) by chance alone", **chance}]
+
+
+def _range(band: Mapping[str, float]) -> str:
+    return f"{_figure(band['lower'])} to {_figure(band['upper'])}"
+
+
+def _decisions(
+    readings: Readings, after: NDArray[np.float64], p_correct: NDArray[np.float64] | None
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    decided = after.argmax(axis=1)
+    confidence = after[np.arange(len(after)), decided] if p_correct is None else p_correct
+    return confidence, decided == readings.labels
+
+
+def _after(confidence: NDArray[np.float64], correct: NDArray[np.bool_]) -> Plot:
+    title = "After calibration (held out)"
+    return plot_reliability(confidence, correct, n_bins=10, title=title, confidence_name="p_correct")
 
 
 def _inline(plot: Plot) -> Markup:

@@ -26,8 +26,8 @@ def _trusted(calibration: Calibration) -> str:
         )
     return (
         f"trusts {percent(certificate.certified_coverage)} of decisions with at most {percent(plan.alpha)} error "
-        f"({percent(1 - plan.delta)} confidence in the procedure, n = {certificate.n}; on average for traffic like this "
-        "file, against these labels; not per decision or group)"
+        f"({percent(1 - plan.delta)} confidence in the procedure, n = {certificate.n}; on average for traffic like "
+        "this file, against these labels; not per decision or group)"
     )
 
 
@@ -36,10 +36,8 @@ def _not_deferred(calibration: Calibration) -> list[str]:
         return []
     certificate = calibration.certificates.not_deferred
     if certificate.threshold is None:
-        return [
-            f"no threshold keeps the error among what is not deferred at or below {percent(calibration.plan.beta)}; "
-            f"{labels_needed(certificate).explanation}"
-        ]
+        why = labels_needed(certificate).explanation
+        return [f"no threshold keeps the error of what is not deferred at {percent(calibration.plan.beta)}; {why}"]
     rest = 1 - certificate.certified_coverage
     return [
         f"defers {percent(rest)}; among the rest, trusted or for review, at most {percent(calibration.plan.beta)} error"
