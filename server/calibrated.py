@@ -3,6 +3,7 @@
     calibrator.json    {"calibrator": <Calibrator.to_json>, "correctness": <CorrectnessModel.to_json> or null}
     certificate.json   null, or {"trusted": <Certificate.to_json> or null, "not_deferred": the same, "score",
                        "issued_at", "expires_at", "policy_hash", "assumptions", "evidence", "attempts"}
+    reliability.svg    the diagram that GET /tasks/{name}/calibration shows; may be missing
     reference.json     {"scores": [...], ...}, the scores of the fitting rows; budgets are counted on them
 
 Fitting calls `pins`, `Calibrated.apply` and `policy_hash` too, so that what was certified is what is served. Certified
@@ -34,6 +35,7 @@ from demur.decision.errors import BundleError
 from demur.decision.prompt import CompiledPrompt
 from demur.decision.readout import Readout
 from demur.decision.task import DEFAULT_MIN_LABEL_MASS, DecisionSpec, Mode, PolicySpec, ReadoutKind
+from demur.server.types import CalibrationInfo
 
 #: What decisions may be ranked by; all lie in [-1, 1]. The first two know no label, so every label may certify them.
 ScoreName = Literal["top_probability", "margin", "p_correct"]
@@ -97,10 +99,19 @@ class Guarantee:
     issued_at: datetime
     expires_at: datetime | None
 
+    def valid(self, now: datetime) -> bool:
+        """Whether some trust is certified and has not expired at `now` (with a time zone)."""
+        return self.trusted is not None and self.trusted.threshold is not None and not self.expired(now)
+
+    @property
+    def ends_at(self) -> datetime | None:
+        """When the whole, or what it promises of trust, expires first."""
+        ends = [self.expires_at, None if self.trusted is None else self.trusted.expires_at]
+        return min((end for end in ends if end is not None), default=None)
+
     def expired(self, now: datetime) -> bool:
-        """Whether `now` (with a time zone) is at or past the expiry, of the whole or of what it promises of trust."""
-        late = self.expires_at is not None and now >= self.expires_at
-        return late or (self.trusted is not None and self.trusted.expired(now))
+        """Whether `now` (with a time zone) is at or past the expiry."""
+        return self.ends_at is not None and now >= self.ends_at
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -150,6 +161,11 @@ class Calibrated:
     def n(self) -> int:
         """Labels that the calibrator was fitted on."""
         return 0 if self.calibrator.fitted is None else self.calibrator.fitted.n
+
+    @property
+    def info(self) -> CalibrationInfo:
+        """What answers say of it."""
+        return CalibrationInfo(self.method, self.bundle.id, self.n, self.bundle.created_at.isoformat())
 
     def apply(self, readout: Readout) -> Applied:
         """Calibrates one readout. The decision stays the readout's, unless the calibrator is one that may move it."""

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import click
 
 from demur.decision.task import Task
+from demur.server.cli_bundle import bundle
 from demur.server.cli_calibrate import calibrate
 from demur.server.cli_decide import decide
 from demur.server.cli_evaluate import evaluate
@@ -27,6 +28,7 @@ def main() -> None:
     """Demur: a decision server that knows when to demur."""
 
 
+main.add_command(bundle)
 main.add_command(calibrate)
 main.add_command(decide)
 main.add_command(evaluate)
@@ -63,7 +65,7 @@ def serve(demo: bool, config: Path | None, **flags: Any) -> None:
     """Serve decisions over HTTP.
 
     Every setting is a flag, a variable (DEMUR_PORT for --port) or a key of the YAML file (port), in that order.
-    SIGHUP reloads the tasks; SIGTERM finishes what is in flight and ends, a second one ends at once.
+    SIGHUP reloads tasks and bundles; SIGTERM finishes what is in flight and ends, a second one ends at once.
     """
     given = flag_values(flags)
     try:
@@ -112,6 +114,8 @@ def run_server(settings: Settings, *, demo: bool) -> int:
         run = uvloop.run
     try:
         return run(server.run())
+    except SettingsError as error:
+        fail(str(error), status=2)
     except (DecisionError, OSError) as error:
         fail(str(error))
 

@@ -11,6 +11,7 @@ from demur.server.body import read_json
 from demur.server.errors import BadRequest
 from demur.server.interruption import Interruption
 from demur.server.lifecycle import Lifecycle
+from demur.server.live_policies import LivePolicies
 from demur.server.metrics import Metrics
 from demur.server.registry import TaskRegistry
 from demur.server.settings import Settings
@@ -47,6 +48,7 @@ class Services:
     admission: Admission
     metrics: Metrics
     model: ServedModel
+    policies: LivePolicies
 
     def interruption(self, request: Request) -> Interruption:
         """Around the work of a request: its deadline begins now. Raises `BadRequest` for a malformed header."""
