@@ -14,10 +14,10 @@ from demur.server.logs import RequestLog
 from demur.server.metrics import MeasuredDecider, Metrics
 from demur.server.problems import ErrorForms
 from demur.server.registry import TaskRegistry
-from demur.server.services import ServedModel, Services
+from demur.server.services import Desk, ServedModel, Services
 from demur.server.settings import Settings
 from demur.server.types import Decider
-from demur.server.wires import decide, docs, ops, policies, systemone, tasks
+from demur.server.wires import calibration, decide, docs, ops, policies, systemone, tasks
 
 
 class Application:
@@ -41,6 +41,7 @@ def create_app(
     model: ServedModel,
     *,
     metrics: Metrics | None = None,
+    desk: Desk | None = None,
     extra_routes: Sequence[BaseRoute] = (),
     lifespan: Lifespan[Any] | None = None,
 ) -> Application:
@@ -61,9 +62,14 @@ def create_app(
         metrics=metrics,
         model=model,
         policies=LivePolicies(settings.state_dir),
+        desk=desk,
     )
     router = Router(
-        [route for wire in (decide, systemone, policies, tasks, ops, docs) for route in wire.routes(services)]
+        [
+            route
+            for wire in (decide, systemone, policies, calibration, tasks, ops, docs)
+            for route in wire.routes(services)
+        ]
         + list(extra_routes),
         redirect_slashes=False,
         lifespan=lifespan,

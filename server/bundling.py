@@ -45,7 +45,8 @@ def provenance(
         "alpha": plan.alpha,
         "beta": plan.beta,
         "delta": plan.delta,
-        "delta_spent": plan.spent,
+        "delta_of_this_configuration": plan.spent,
+        "attempt": plan.attempt,
         "refusal": calibration.refusal,
         "candidates": [asdict(candidate) for candidate in calibration.selection.candidates],
         "summary": summary(calibration, "this task").removeprefix("this task: "),
@@ -122,7 +123,7 @@ def _certificate(calibration: Calibration, task: Task, readout: ReadoutKind) -> 
         "policy_hash": policy_hash(task.policy, readout),
         "assumptions": list(trusted.assumptions),
         "evidence": {"certifying_rows": trusted.n, "errors": trusted.errors, "unlabelled": trusted.unlabelled},
-        "attempts": 1,
+        "attempts": calibration.plan.attempt or 1,
     }
 
 

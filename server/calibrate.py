@@ -36,6 +36,7 @@ class Plan:
 
     `family`: configurations (wordings, readouts, rotations) that were compared before this one was taken. Where they
     were compared on the certifying rows themselves (`searched_elsewhere` False) delta is shared by all of them.
+    `attempt`: None if this is the only one on this question; else its number, and attempt j spends delta/(j(j+1)).
     """
 
     alpha: float = 0.05
@@ -44,6 +45,7 @@ class Plan:
     family: int = 1
     searched_elsewhere: bool = False
     route: Route = "label_free"
+    attempt: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("alpha", "delta", "beta"):
@@ -52,6 +54,8 @@ class Plan:
                 raise CertificateError(f"{name} is {value!r}, but must lie strictly between 0 and 1")
         if self.beta <= self.alpha:
             raise CertificateError(f"beta is {self.beta}, but must be above alpha, which is {self.alpha}")
+        if self.attempt is not None and self.attempt < 1:
+            raise CertificateError(f"attempt is {self.attempt}, but the first is 1")
         if self.family < 1:
             raise CertificateError(f"family is {self.family}, but at least this one configuration was tried")
         if self.route not in ("label_free", "split"):
@@ -147,6 +151,7 @@ def calibrate(
             unlabelled=others,
             route=plan.route,
             score_name=plan.score,
+            attempt=plan.attempt,
             issued_at=made_at,
         )
     reference = scored(fitting, selection, correctness, "top_probability" if nothing_fitted else plan.score)[0]

@@ -23,6 +23,7 @@ from demur.server.cli_reading import FILE, NEW, Explained, fail, make_source, so
     show_default=True,
     help="Configurations tried before this one; without --searched they share delta.",
 )
+@click.option("--attempt", type=int, help="Number of this attempt, if more rows may be labelled and certified later.")
 @click.option(
     "--route",
     default="label-free",
@@ -35,6 +36,7 @@ def calibrate(
     task_file: Path,
     data: Path,
     model: str | None,
+    model_name: str | None,
     url: str | None,
     concurrency: int,
     reads: Path | None,
@@ -45,6 +47,7 @@ def calibrate(
     beta: float,
     delta: float,
     family: int,
+    attempt: int | None,
     route: str,
     replace: bool,
 ) -> None:
@@ -62,6 +65,7 @@ def calibrate(
             beta=beta,
             delta=delta,
             family=family,
+            attempt=attempt,
             searched_elsewhere=searched is not None,
             route="split" if route == "split" else "label_free",
         )
@@ -69,7 +73,7 @@ def calibrate(
         fail(f"--{error}", status=2)
     if out.exists() and not replace:
         fail(f"{out} exists; name another directory, or say --replace", status=2)
-    source = make_source(model, url)
+    source = make_source(model, model_name, url)
     with Explained(reads or out.with_name(f"{out.name}.reads.jsonl")) as kept:
         refusal = _calibrate(task_file, data, unlabelled, searched, plan, source, out, replace, kept, concurrency)
     sys.exit(1 if refusal else 0)
@@ -93,8 +97,7 @@ def _calibrate(
     from demur.server.bundling import bundle_files, provenance
     from demur.server.calibrate import calibrate as fit
     from demur.server.gather import gather
-    from demur.server.labelled import read_labelled, without
-    from demur.server.making import require_fixed_question
+    from demur.server.labelled import read_labelled, require_fixed_question, without
     from demur.server.summary import summary
 
     task = load_task(task_file)

@@ -105,6 +105,12 @@ class DecidePipeline:
             await self._read(prompt, prompt.render_content_free(), None, _Meter(), np.zeros(len(prompt.plan.labels)))
         self._registered, self._bundles = prepared.compiled, prepared.bundles
 
+    def serve_bundle(self, task: Task, bundle: Calibrated) -> ServedBundle:
+        """Serves a registered task with this bundle from now on. A bundle that does not fit makes it defer."""
+        served = ServedBundle.of(bundle, self._compiled(task.spec).prompt, self.engine.identity)
+        self._bundles = {**self._bundles, task.name: served}
+        return served
+
     async def decide(self, request: DecideRequest) -> Decision:
         """See `Decider.decide`."""
         start = time.perf_counter()

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from tqdm import tqdm
 
@@ -27,9 +27,10 @@ class KnownReader(Reader, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Who reads: a model in this process, or a server at `url`; one of the two."""
+    """Who reads: a model in this process, called `name` in reports, or a server at `url`; one of the two."""
 
     model: str | None = None
+    name: str | None = None
     url: str | None = None
 
     def trained_on(self) -> frozenset[str]:
@@ -80,7 +81,7 @@ async def _reader(task: Task, source: Source) -> AsyncIterator[KnownReader]:
     from demur.server.engines.vllm_engine import VllmEngine, VllmSettings
     from demur.server.readers import PipelineReader
 
-    engine = await VllmEngine.start(VllmSettings(model=source.model))
+    engine = await VllmEngine.start(VllmSettings(model=source.model, name=source.name))
     try:
         pipeline = DecidePipeline(engine, max_input_tokens=engine.identity.max_model_len)
         yield PipelineReader(pipeline, task)
@@ -93,7 +94,7 @@ class _Bar:
 
     def __init__(self, data: LabelledData) -> None:
         self._name = Path(data.name).name
-        self._tqdm: tqdm[None] | None = None
+        self._tqdm: Any = None
         self._step = -1
 
     def __enter__(self) -> "_Bar":
@@ -106,9 +107,8 @@ class _Bar:
     def show(self, done: int, total: int) -> None:
         """Implements `demur.server.readings.Progress`."""
         if sys.stderr.isatty():
-            if self._tqdm is None:
-                self._tqdm = tqdm(total=total, unit="row", desc=self._name, file=sys.stderr)
-            self._tqdm.update(done - self._tqdm.n)
+            bar = self._tqdm = self._tqdm or tqdm(total=total, unit="row", desc=self._name, file=sys.stderr)
+            bar.update(done - bar.n)
             return
         step = done * _PLAIN_STEPS // max(total, 1)
         if step > self._step:

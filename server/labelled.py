@@ -110,6 +110,16 @@ def without(data: LabelledData, hashes: frozenset[str]) -> tuple[LabelledData, i
     return replace(data, rows=rows), len(data.rows) - len(rows)
 
 
+def require_fixed_question(data: LabelledData) -> None:
+    """Raises DataFileError where rows bring questions of their own: a bundle is pinned to one question."""
+    for row in data.rows:
+        if row.own is not None:
+            raise DataFileError(
+                f"{data.name}:{row.line}: has a question or options of its own, and a bundle is pinned to the task's; "
+                "leave them out, or use demur evaluate"
+            )
+
+
 def _lines(content: bytes) -> Iterator[tuple[int, bytes]]:
     for number, line in enumerate(content.split(b"\n"), 1):
         if line.strip():

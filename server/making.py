@@ -9,10 +9,9 @@ from numpy.typing import NDArray
 
 from demur.calibration import select_calibrator
 from demur.decision.bundle import read_bundle
-from demur.decision.errors import BundleError, DataFileError
+from demur.decision.errors import BundleError
 from demur.server.calibrated import Calibrated
 from demur.server.crossfit import cross_fit
-from demur.server.labelled import LabelledData
 from demur.server.readings import Readings
 
 CROSS_FITTED = (
@@ -60,13 +59,3 @@ def after_bundle(readings: Readings, path: Path, pins: Mapping[str, str]) -> Aft
         calibrated.method,
         f"by bundle {bundle.id[:12]}, which knows none of these rows unless it was made from them",
     )
-
-
-def require_fixed_question(data: LabelledData) -> None:
-    """Raises DataFileError where rows bring questions of their own: a bundle is pinned to one question."""
-    for row in data.rows:
-        if row.own is not None:
-            raise DataFileError(
-                f"{data.name}:{row.line}: has a question or options of its own, and a bundle is pinned to the task's; "
-                "leave them out, or use demur evaluate"
-            )

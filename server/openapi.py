@@ -6,7 +6,15 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from demur.server.services import DEADLINE_HEADER
-from demur.server.wires.calibration_models import TaskCalibrationOut, TaskPolicyIn, TaskPolicyOut
+from demur.server.wires.calibration_models import (
+    CalibrateIn,
+    MadeOut,
+    ReadingsIn,
+    ReadingsOut,
+    TaskCalibrationOut,
+    TaskPolicyIn,
+    TaskPolicyOut,
+)
 from demur.server.wires.decide_models import AnswerOut, BatchOut, DecideIn, ProblemOut
 from demur.server.wires.ops_models import StatusOut, TaskOut, TasksOut, VersionOut
 from demur.server.wires.systemone_models import ErrorOut, ModelsOut, SystemOneIn, SystemOneOut, ValidationOut
@@ -18,6 +26,7 @@ _MODELS: tuple[type[BaseModel], ...] = (
     *(DecideIn, AnswerOut, BatchOut, ProblemOut),
     *(StatusOut, TaskOut, TasksOut, VersionOut),
     *(TaskPolicyIn, TaskPolicyOut, TaskCalibrationOut),
+    *(ReadingsIn, ReadingsOut, CalibrateIn, MadeOut),
     *(ErrorOut, ModelsOut, SystemOneIn, SystemOneOut, ValidationOut),
 )
 
@@ -26,7 +35,7 @@ _MEANINGS = {
     401: "No key, or a wrong one",
     403: "A key that may not do this",
     404: "Not found",
-    409: "Not the version that is in force",
+    409: "Not the version that is in force, or no place for a bundle",
     413: "Over a limit; says the limit and the size",
     415: "Not JSON, or an unknown Content-Encoding",
     422: "Readable but wrong; lists every fault",
@@ -120,6 +129,26 @@ def _paths() -> dict[str, dict[str, Operation]]:
             | {"parameters": [_TASK_NAME]}
         },
         "/tasks/{name}/calibration": {"get": _calibration()},
+        "/tasks/{name}/readings": {
+            "post": _operation(
+                "read_raw",
+                "Raw readings of a task, without its bundle; needs an admin key",
+                _json(_ref(ReadingsOut)) | _problems((400, 401, 403, 404, 413, 415, 422, 429, 503)),
+                body=_ref(ReadingsIn),
+                examples={"one": {"inputs": ["wake me up at six"]}},
+            )
+            | {"parameters": [_TASK_NAME]}
+        },
+        "/tasks/{name}/calibrate": {
+            "post": _operation(
+                "calibrate",
+                "Make a bundle of labelled rows and serve it; needs an admin key",
+                _json(_ref(MadeOut)) | _problems((400, 401, 403, 404, 409, 413, 415, 422, 503)),
+                body=_ref(CalibrateIn),
+                examples={"rows": {"rows": [{"input": "wake me up at six", "label": "alarm"}], "alpha": 0.05}},
+            )
+            | {"parameters": [_TASK_NAME]}
+        },
         "/tasks/{name}/policy": {
             "get": _operation(
                 "get_policy", "The policy in force for a task", _json(_ref(TaskPolicyOut)) | _problems((401, 404))

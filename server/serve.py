@@ -22,6 +22,7 @@ from demur.server.app import create_app
 from demur.server.bundles import check_bundles, read_bundles
 from demur.server.calibrated import Calibrated
 from demur.server.decide import DecidePipeline
+from demur.server.desk import CalibrationDesk
 from demur.server.engines import watch
 from demur.server.engines.identity import ModelUnusable
 from demur.server.engines.vllm_engine import VllmEngine, VllmSettings
@@ -94,7 +95,10 @@ class DemurServer:
             created=int(self._started.timestamp()),
             aliases=self.settings.model_aliases,
         )
-        app = create_app(self._decider, self._registry, self.settings, self._lifecycle, model)
+        desk = CalibrationDesk(
+            lambda: self._decider.pipeline, self._registry, tasks=self.settings.tasks, bundles=self.settings.bundles
+        )
+        app = create_app(self._decider, self._registry, self.settings, self._lifecycle, model, desk=desk)
         self._admission = app.services.admission
         config = uvicorn.Config(
             app,

@@ -25,7 +25,7 @@ def _trusted(calibration: Calibration) -> str:
             f"decisions are wrong here); {labels_needed(certificate).explanation}"
         )
     return (
-        f"trusts {percent(certificate.certified_coverage)} of decisions with at most {percent(plan.alpha)} error "
+        f"trusts {percent(_share(calibration, certificate))} of decisions with at most {percent(plan.alpha)} error "
         f"({percent(1 - plan.delta)} confidence in the procedure, n = {certificate.n}; on average for traffic like "
         "this file, against these labels; not per decision or group)"
     )
@@ -38,7 +38,7 @@ def _not_deferred(calibration: Calibration) -> list[str]:
     if certificate.threshold is None:
         why = labels_needed(certificate).explanation
         return [f"no threshold keeps the error of what is not deferred at {percent(calibration.plan.beta)}; {why}"]
-    rest = 1 - certificate.certified_coverage
+    rest = 1 - _share(calibration, certificate)
     return [
         f"defers {percent(rest)}; among the rest, trusted or for review, at most {percent(calibration.plan.beta)} error"
     ]
@@ -82,6 +82,13 @@ def _route(calibration: Calibration) -> str | None:
     if calibration.plan.route == "split":
         return "decisions are ranked by p_correct, fitted on one half of the rows; the other half certifies"
     return None
+
+
+def _share(calibration: Calibration, certificate: Certificate) -> float:
+    """Of all decisions, those of too little label mass included, which never reach a threshold."""
+    counts = calibration.counts
+    heavy = certificate.n / (certificate.n + counts.low_label_mass)
+    return certificate.certified_coverage * heavy
 
 
 def _error(certificate: Certificate) -> float:

@@ -17,6 +17,7 @@ import uvicorn
 from demur.decision.taskfile import load_tasks
 from demur.server.app import Application, create_app
 from demur.server.decide import DecidePipeline
+from demur.server.desk import CalibrationDesk
 from demur.server.engines.vllm_engine import VllmEngine, VllmSettings
 from demur.server.lifecycle import Lifecycle
 from demur.server.registry import Registry
@@ -73,7 +74,9 @@ class Live:
         lifecycle = Lifecycle()
         lifecycle.ready()
         model = ServedModel(self.engine.identity.name, "The demo model.", "2026-01-01")
-        app = create_app(pipeline, Registry(tasks), settings, lifecycle, model)
+        registry = Registry(tasks)
+        desk = CalibrationDesk(lambda: pipeline, registry, tasks=Path(directory), bundles=settings.bundles)
+        app = create_app(pipeline, registry, settings, lifecycle, model, desk=desk)
         listener = bind("127.0.0.1", 0)
         http = _Http(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off"))
         serving = asyncio.create_task(http.serve(sockets=[listener]))

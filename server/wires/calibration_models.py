@@ -2,13 +2,14 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from demur.decision.policy import MAX_PRICE
 from demur.decision.question import MAX_OPTIONS
 from demur.decision.task import PolicyKind
 from demur.server.wires.faults import Strict
 
+JsonInput = Annotated[Any, WithJsonSchema({"type": ["string", "number", "boolean", "object", "array"]})]
 Chance = Annotated[float, Field(ge=0, le=1)]
 Price = Annotated[float, Field(ge=0, le=MAX_PRICE)]
 
@@ -107,3 +108,67 @@ class TaskPolicyOut(PolicyVersionOut):
     certificate: CertificateOut | None = Field(description="What the trusted set of this policy carries now.")
     certified_thresholds: list[float] = Field(description="On `score`; the trusted set at one of these is certified.")
     history: list[PolicyVersionOut]
+
+
+_Level = Annotated[float, Field(gt=0, lt=1)]
+
+
+class ReadingsIn(Strict):
+    """Inputs to be read raw; none at all asks only what reads them."""
+
+    inputs: list[JsonInput]
+
+
+class ReadingOut(Out):
+    """Log-probabilities of the options up to a constant (null: zero probability), or a problem."""
+
+    scores: list[float | None] | None = None
+    label_mass: Chance | None = None
+    problem: dict[str, Any] | None = None
+
+
+class ReadingsOut(Out):
+    """Raw readings of a task, and the hashes of all that they depend on."""
+
+    task_hash: str
+    model: str
+    pins: dict[str, str]
+    readout: str
+    items: list[ReadingOut]
+
+
+class CalibrateIn(Strict):
+    """Labelled rows, as in a data file, and what is to be promised."""
+
+    rows: list[dict[str, Any]]
+    alpha: _Level = Field(0.05, description="Largest error among trusted decisions.")
+    beta: _Level = Field(0.3, description="Largest error among decisions that are not deferred.")
+    delta: _Level = Field(0.05, description="Chance that the procedure certifies what is false.")
+    family: Annotated[int, Field(ge=1)] = Field(1, description="Configurations compared on these rows.")
+    attempt: Annotated[int, Field(ge=1)] | None = Field(None, description="Number of this attempt, if there are more.")
+    route: Literal["label_free", "split"] = "label_free"
+
+
+class CertifiedOut(Out):
+    """What one chain certified: `threshold` is null where nothing was."""
+
+    alpha: Chance
+    delta: Chance
+    threshold: float | None
+    coverage: Chance
+    n: int
+    errors: int
+
+
+class MadeOut(Out):
+    """The bundle that was made and is served from now on."""
+
+    task: str
+    bundle: str
+    summary: str
+    refusal: str | None = Field(description="Why the labels could not be learned from.")
+    calibrator: str
+    n: int
+    certifying: int
+    trusted: CertifiedOut | None
+    not_deferred: CertifiedOut | None
