@@ -40,9 +40,7 @@ class UrlReader:
         async with httpx.AsyncClient(base_url=base, headers=headers, timeout=_TIMEOUT_S) as http:
             pinned = await _post(http, _path(task), {"inputs": []})
             if pinned["task_hash"] != task.content_hash:
-                raise DataFileError(
-                    f"the server's task {task.name} is not that of the task file"
-                )
+                raise DataFileError(f"the server's task {task.name} is not that of the task file")
             yield cls(http, task, pinned)
 
     async def read(self, row: LabelledRow) -> Readout:

@@ -54,7 +54,9 @@ def test_good_rows_are_certified_and_the_bundle_serves_what_was_certified(tmp_pa
     assert 0.3 < trusted.certified_coverage < 0.95
     assert trusted.delta_spent == pytest.approx(0.025)
     said = summary(made, "letters")
-    assert said.startswith(f"letters: trusts {100 * trusted.certified_coverage:.0f}% of decisions with at most 5% error")
+    assert said.startswith(
+        f"letters: trusts {100 * trusted.certified_coverage:.0f}% of decisions with at most 5% error"
+    )
     assert "n = 2000" in said
     origin = provenance(made, data, model="stub")
     files = bundle_files(made, TASK, b"name: letters\n", origin, LETTER)
@@ -97,7 +99,7 @@ def test_labels_that_teach_nothing_keep_identity_and_certify_nothing(labels, sco
 
 
 def test_what_cannot_be_certified_says_how_many_labels_more():
-    data, scores = draw(100, sharp=16.0)
+    data, scores = draw(150, sharp=8.0)
     made = calibrate(readings(data, scores), TASK, Plan(), readout=LETTER)
     assert made.certificates.trusted.threshold is None
     assert "trusts nothing" in summary(made, "letters")

@@ -50,7 +50,7 @@ def test_all_faults_are_listed_together_and_a_file_of_faults_is_cut():
 
 
 def test_an_empty_file_and_a_missing_one_are_refused(tmp_path):
-    with pytest.raises(DataFileError, match="rows.jsonl:1: no rows"):
+    with pytest.raises(DataFileError, match=r"rows\.jsonl:1: no rows"):
         parse("", "  ")
     with pytest.raises(DataFileError, match="cannot be read"):
         read_labelled(tmp_path / "missing.jsonl", TEAMS)
@@ -72,7 +72,7 @@ def test_rows_may_bring_their_own_question_but_not_into_a_bundle():
     data = parse({"input": "a", "label": "yes", "question": "Is it?", "options": ["yes", "no"]})
     assert data.options_vary
     assert data.rows[0].own.names == ("yes", "no")
-    with pytest.raises(DataFileError, match="rows.jsonl:1: has a question or options of its own"):
+    with pytest.raises(DataFileError, match=r"rows\.jsonl:1: has a question or options of its own"):
         require_fixed_question(data)
 
 
