@@ -112,6 +112,7 @@ def calibrate(
     readout: ReadoutKind,
     unlabelled: Readings | None = None,
     searched: frozenset[str] = frozenset(),
+    options_vary: bool = False,
     now: datetime | None = None,
 ) -> Calibration:
     """Fits and certifies. Each reading must have a label.
@@ -123,15 +124,27 @@ def calibrate(
         readout: the readout that is used, which may differ from the one asked for.
         unlabelled: rows of the same traffic that do not certify.
         searched: hashes of rows that the configuration was chosen on; they fit, but are no evidence.
+        options_vary: whether the rows bring questions of their own.
     """
     made_at = now or datetime.now(UTC)
     mass_limit = min_label_mass(task.policy, readout)
     fits, certifies = _split(readings, plan)
     fitting = readings.take(fits)
     selection = select_calibrator(
-        fitting.scores, fitting.labels, keep_decision=plan.route == "label_free", groups=fitting.units
+        fitting.scores,
+        fitting.labels,
+        options_vary=options_vary,
+        keep_decision=plan.route == "label_free",
+        groups=fitting.units,
     )
-    crossed = cross_fit(selection.calibrator, fitting.scores, fitting.labels, fitting.label_mass, fitting.units)
+    crossed = cross_fit(
+        selection.calibrator,
+        fitting.scores,
+        fitting.labels,
+        fitting.label_mass,
+        fitting.units,
+        options_vary=options_vary,
+    )
     correctness = None if selection.refusal else crossed.correctness
     nothing_fitted = correctness is None and selection.calibrator.fitted is None
     chosen, counts = _certifying(readings, certifies, mass_limit, searched, int(fits.sum()))

@@ -130,11 +130,12 @@ def _row(line: int, text: bytes, question: Question, labelled: bool) -> Labelled
     value = _value(text)
     if unknown := sorted(value.keys() - _KEYS):
         raise _Fault(f"unknown field {unknown[0]!r}; a row has {', '.join(sorted(_KEYS))}")
-    if value.get("input") is None:
+    if value.get("input") is None and value.get("question") is None:
         raise _Fault("`input` is missing")
     own = _own_question(value, question)
     asked = own or question
-    read = canonical_text(value["input"])
+    # A question of its own may be all there is to decide on.
+    read = canonical_text("" if value.get("input") is None else value["input"])
     group = value.get("group")
     if group is not None and not isinstance(group, str | int):
         raise _Fault(f"`group` must be a name or a number, not {_shown(group)}")
