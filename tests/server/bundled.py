@@ -68,9 +68,10 @@ def _prompts() -> PromptBuilder:
     return PromptBuilder(smollm2_tokenizer())
 
 
-def pipeline_on(engine: StubEngine) -> DecidePipeline:
+def pipeline_on(engine: StubEngine, *, own_prompts: bool = False) -> DecidePipeline:
     pipeline = DecidePipeline(engine, max_input_tokens=1000)
-    pipeline.prompts = _prompts()  # it finds its letters once, which takes a second
+    if not own_prompts:
+        pipeline.prompts = _prompts()  # it finds its letters once, which takes a second
     return pipeline
 
 
