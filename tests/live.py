@@ -16,6 +16,7 @@ import uvicorn
 
 from demur.decision.taskfile import load_tasks
 from demur.server.app import Application, create_app
+from demur.server.bundles import read_bundles
 from demur.server.decide import DecidePipeline
 from demur.server.engines.vllm_engine import VllmEngine, VllmSettings
 from demur.server.lifecycle import Lifecycle
@@ -69,11 +70,12 @@ class Live:
     async def _serve(self, settings: Settings, directory: str) -> LiveServer:
         tasks = load_tasks(Path(directory))
         pipeline = DecidePipeline(self.engine, max_input_tokens=settings.max_input_tokens)
-        await pipeline.adopt(pipeline.prepare(tasks.values()))
+        prepared = pipeline.prepare(tasks.values(), read_bundles(settings.bundles))
+        await pipeline.adopt(prepared)
         lifecycle = Lifecycle()
         lifecycle.ready()
         model = ServedModel(self.engine.identity.name, "The demo model.", "2026-01-01")
-        app = create_app(pipeline, Registry(tasks), settings, lifecycle, model)
+        app = create_app(pipeline, Registry(tasks, prepared.bundles), settings, lifecycle, model)
         listener = bind("127.0.0.1", 0)
         http = _Http(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off"))
         serving = asyncio.create_task(http.serve(sockets=[listener]))
