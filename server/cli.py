@@ -89,9 +89,11 @@ def demo_settings(given: dict[str, Any]) -> dict[str, Any]:
         except (DemoModelMissing, OSError) as error:
             fail(str(error))
         settings["model_name"] = given.get("model_name") or DEMO_MODEL_NAME
-    examples = Path("examples/tasks")
+    examples, bundles = Path("examples/tasks"), Path("examples/bundles")
     if given.get("tasks") is None and examples.is_dir():
         settings["tasks"] = examples
+        if given.get("bundles") is None and bundles.is_dir():
+            settings["bundles"] = bundles
     return settings
 
 

@@ -16,6 +16,7 @@ import uvicorn
 
 from demur.decision.taskfile import load_tasks
 from demur.server.app import Application, create_app
+from demur.server.bundles import read_bundles
 from demur.server.decide import DecidePipeline
 from demur.server.desk import CalibrationDesk
 from demur.server.engines.vllm_engine import VllmEngine, VllmSettings
@@ -70,11 +71,12 @@ class Live:
     async def _serve(self, settings: Settings, directory: str) -> LiveServer:
         tasks = load_tasks(Path(directory))
         pipeline = DecidePipeline(self.engine, max_input_tokens=settings.max_input_tokens)
-        await pipeline.adopt(pipeline.prepare(tasks.values()))
+        prepared = pipeline.prepare(tasks.values(), read_bundles(settings.bundles))
+        await pipeline.adopt(prepared)
         lifecycle = Lifecycle()
         lifecycle.ready()
         model = ServedModel(self.engine.identity.name, "The demo model.", "2026-01-01")
-        registry = Registry(tasks)
+        registry = Registry(tasks, prepared.bundles)
         desk = CalibrationDesk(lambda: pipeline, registry, tasks=Path(directory), bundles=settings.bundles)
         app = create_app(pipeline, registry, settings, lifecycle, model, desk=desk)
         listener = bind("127.0.0.1", 0)
