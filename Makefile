@@ -13,7 +13,7 @@ STAMP := .venv/.demur-setup
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench lock clean
+.PHONY: help setup demo bundle test lint format bench lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -34,6 +34,11 @@ $(DEMO)/config.json: | $(STAMP)
 
 demo: setup ## serve the demo model with the example tasks (PORT=8000)
 	$(BIN)/demur serve --demo --port $(PORT)
+
+bundle: setup ## make the bundle that the demo serves anew
+	$(BIN)/demur calibrate --task examples/tasks/voice_intent.yaml --data examples/data/voice_intent.jsonl \
+	  --searched examples/data/voice_intent_searched.jsonl --family 30 --attempt 2 \
+	  --model $(DEMO) --model-name SmolLM2-135M-Instruct --out examples/bundles/voice_intent --reads out/voice_intent.jsonl --replace
 
 test: setup ## run the whole suite
 	$(BIN)/python -m pytest

@@ -13,7 +13,9 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +23,11 @@ from scipy import special
 from threadpoolctl import threadpool_limits
 
 from demur import calibration as dc
+from demur.decision.bundle import Bundle
+from demur.decision.readout import Readout
+from demur.decision.task import PolicyKind, PolicySpec, ReadoutKind
+from demur.server.calibrated import Calibrated, Guarantee, policy_hash
+from demur.server.policy import Evidence, judge
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -149,6 +156,35 @@ def serving_rows() -> list[Row]:
     return rows
 
 
+def judging_rows() -> list[Row]:
+    """The whole of what a bundle and a policy add to one served decision of 10 options, by kind of policy."""
+    logp, y = simulated(4000, 10, seed=3)
+    temperature = dc.TemperatureScaling().fit(logp, y)
+    p = temperature.transform(logp)
+    model = dc.CorrectnessModel().fit(p, y, label_mass=np.random.default_rng(0).random(4000))
+    top = np.exp(logp).max(axis=1)
+    issued = dc.certify_verdicts(top, np.random.default_rng(1).random(4000) < top**0.05, score_name="top_probability")
+    now = datetime.now(UTC)
+    digest = policy_hash(PolicySpec(), ReadoutKind.LETTER)
+    guarantee = Guarantee("top_probability", issued.trusted, issued.not_deferred, digest, now, None)
+    bundle = Bundle("0" * 64, "task", now, {}, {}, Path())
+    calibrated = Calibrated(bundle, temperature, model, guarantee, np.sort(top))
+    readout = Readout(logp[0], logp[0], 0.9)
+    policies = (
+        PolicySpec(),
+        PolicySpec(trust_at=0.9, defer_below=0.3),
+        PolicySpec(kind=PolicyKind.COST, cost=tuple(map(tuple, 1 - np.eye(10))), review_price=0.2, defer_price=0.4),
+        PolicySpec(kind=PolicyKind.BUDGET, to_people=0.2),
+    )
+
+    def serve(policy: PolicySpec) -> None:
+        for _ in range(1000):
+            applied = calibrated.apply(readout)
+            judge(policy, None, Evidence(ReadoutKind.LETTER, 0.5, 0.9, calibrated, applied))
+
+    return [Row(f"one decision judged, {one.rule}", partial(serve, one), limit=1e-4, per=1000) for one in policies]
+
+
 @dataclass
 class Result:
     """Median seconds of each library, and the limit for ours."""
@@ -197,7 +233,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     results: list[Result] = []
     with threadpool_limits(1):
-        for group in (fitting_rows, lambda: metric_rows(arguments.decisions), serving_rows):
+        for group in (fitting_rows, lambda: metric_rows(arguments.decisions), serving_rows, judging_rows):
             results += measure(group(), arguments.repeats)
     alone = sum(result.seconds["demur"] for result in results if result.name in METRICS)
     print(f"{'  the metrics called one by one, each with its checks':56}{shown(alone):>12}")

@@ -7,7 +7,7 @@
 
 from demur.clients._answers import Item
 from demur.clients._async import AsyncClient
-from demur.clients._calls import Ask, JsonInput, Policy, Thought
+from demur.clients._calls import Ask, JsonInput, NewPolicy, Policy, Thought
 from demur.clients._errors import (
     AuthenticationError,
     Conflict,
@@ -33,7 +33,10 @@ from demur.clients._models import (
     Certificate,
     ModelInfo,
     OptionInfo,
+    PolicyVersion,
+    TaskCalibration,
     TaskInfo,
+    TaskPolicy,
     Timings,
     Usage,
     Verdict,
@@ -59,16 +62,20 @@ __all__ = [
     "Item",
     "JsonInput",
     "ModelInfo",
+    "NewPolicy",
     "NotFound",
     "OptionInfo",
     "Overloaded",
     "PermissionDenied",
     "Policy",
+    "PolicyVersion",
     "Problem",
     "ProblemError",
     "RetryPolicy",
     "ServerError",
+    "TaskCalibration",
     "TaskInfo",
+    "TaskPolicy",
     "Thought",
     "Timeout",
     "Timings",

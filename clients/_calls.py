@@ -13,7 +13,7 @@ import httpx
 
 from demur.clients import _answers
 from demur.clients._answers import Item
-from demur.clients._models import Answer, ModelInfo, TaskInfo, Version
+from demur.clients._models import Answer, ModelInfo, TaskCalibration, TaskInfo, TaskPolicy, Version
 
 T = TypeVar("T")
 
@@ -27,6 +27,25 @@ class Policy(TypedDict, total=False):
     trust_at: float
     defer_below: float
     min_label_mass: float
+
+
+class NewPolicy(TypedDict, total=False):
+    """A task's policy, as in a task file; what is left out is the default.
+
+    kind : if not given, `fixed_thresholds` where a threshold is given, else `certified`.
+    cost : `cost[i][j]` of acting on option i when j is right.
+    """
+
+    kind: Literal["fixed_thresholds", "certified", "expected_cost", "budget"]
+    allow_uncalibrated: bool
+    trust_at: float
+    defer_below: float
+    min_label_mass: float
+    scale: Literal["p_correct", "score"]
+    cost: Sequence[Sequence[float]]
+    review_price: float
+    defer_price: float
+    to_people: float
 
 
 class Thought(TypedDict, total=False):
@@ -103,6 +122,31 @@ def task(name: str) -> Call[TaskInfo]:
     return Call("GET", f"/tasks/{quote(name, safe='')}", lambda response: TaskInfo.model_validate(response.json()))
 
 
+def calibration(name: str) -> Call[TaskCalibration]:
+    """What a task's verdicts rest on."""
+    return Call("GET", _of_task(name, "calibration"), lambda response: TaskCalibration.model_validate(response.json()))
+
+
+def diagram(name: str) -> Call[str]:
+    """A task's reliability diagram."""
+    return Call("GET", f"{_of_task(name, 'calibration')}?format=svg", lambda response: response.text)
+
+
+def policy(name: str) -> Call[TaskPolicy]:
+    """The policy in force."""
+    return Call("GET", _of_task(name, "policy"), lambda response: TaskPolicy.model_validate(response.json()))
+
+
+def set_policy(name: str, members: NewPolicy, version: int | None) -> Call[TaskPolicy]:
+    """A policy in place of the one in force, or of `version` only. Not retried: the first attempt may have counted."""
+    unknown = set(members) - NewPolicy.__optional_keys__
+    if unknown:
+        raise TypeError(f"unknown keywords: {', '.join(sorted(unknown))}")
+    body: dict[str, Any] = {**members} if version is None else {**members, "version": version}
+    read = TaskPolicy.model_validate_json
+    return Call("PUT", _of_task(name, "policy"), lambda response: read(response.content), _encode(body), retried=False)
+
+
 def models() -> Call[list[ModelInfo]]:
     """The model names that the server answers to."""
     return Call(
@@ -118,6 +162,10 @@ def version() -> Call[Version]:
 def probe(path: str) -> Call[bool]:
     """A probe, asked once: its answer now is what the caller wants to know."""
     return Call("GET", path, lambda _: True, retried=False)
+
+
+def _of_task(name: str, part: str) -> str:
+    return f"/tasks/{quote(name, safe='')}/{part}"
 
 
 def _decide(body: dict[str, Any], ask: Ask, read: Callable[[httpx.Response], T]) -> Call[T]:

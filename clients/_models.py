@@ -44,7 +44,7 @@ class Timings(AnswerModel):
 
 
 class Calibration(AnswerModel):
-    """How `p_correct` was obtained."""
+    """How `p_correct` was obtained; `n` is the labels that the calibrator was fitted on."""
 
     method: str
     bundle: str | None = None
@@ -53,12 +53,50 @@ class Calibration(AnswerModel):
 
 
 class Certificate(AnswerModel):
-    """Error among trusted decisions is at most `alpha`, by a procedure that errs with chance `delta`."""
+    """Error among decisions with `score` from `threshold` on is at most `alpha`; the procedure errs with `delta`."""
 
     alpha: float
     delta: float
     threshold: float
     n: int
+    score: str | None = None
+    attempt: int | None = None
+    issued_at: str | None = None
+    expires_at: str | None = None
+
+
+class TaskCalibration(AnswerModel):
+    """What a task's verdicts rest on; `bundle` is None where it has none, and one with `mismatches` is not applied.
+
+    `certificate` and `report` are as the bundle has them.
+    """
+
+    task: str
+    bundle: str | None = None
+    created_at: str | None = None
+    mismatches: tuple[str, ...] = ()
+    calibration: Calibration | None = None
+    valid: bool = False
+    certificate: Mapping[str, Any] | None = None
+    report: Mapping[str, Any] | None = None
+
+
+class PolicyVersion(AnswerModel):
+    """One version of a task's policy; 0 is the file's. `changed_by` is the id of a key."""
+
+    version: int
+    policy: Mapping[str, Any]
+    changed_at: str | None = None
+    changed_by: str | None = None
+
+
+class TaskPolicy(PolicyVersion):
+    """The policy in force, the certificate that it carries, and what would carry it."""
+
+    task: str
+    certificate: Certificate | None = None
+    certified_thresholds: tuple[float, ...] = ()
+    history: tuple[PolicyVersion, ...] = ()
 
 
 class Answer(AnswerModel):
@@ -74,7 +112,10 @@ class Answer(AnswerModel):
     verdict: Verdict
     reason: str
     unknown_verdict: str | None = None
+    reason_detail: str | None = None
+    rule: str | None = None
     p_correct: float | None = None
+    score: float | None = None
     probabilities: Mapping[str, float]
     label_mass: float
     calibration: Calibration | None = None

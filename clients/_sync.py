@@ -12,12 +12,12 @@ import httpx
 
 from demur.clients import _calls
 from demur.clients._answers import Item
-from demur.clients._calls import Ask, Call, JsonInput
+from demur.clients._calls import Ask, Call, JsonInput, NewPolicy
 from demur.clients._config import DEFAULT_TIMEOUT, resolve
 from demur.clients._errors import ConnectionFailed, DemurClientError, Timeout, Unavailable
 from demur.clients._exchange import Pause, exchange
 from demur.clients._many import Batch, batches
-from demur.clients._models import Answer, ModelInfo, TaskInfo, Version
+from demur.clients._models import Answer, ModelInfo, TaskCalibration, TaskInfo, TaskPolicy, Version
 from demur.clients._retry import RetryPolicy
 
 T = TypeVar("T")
@@ -91,6 +91,25 @@ class Client:
     def task(self, name: str) -> TaskInfo:
         """One registered task. Raises `NotFound`."""
         return self._run(_calls.task(name))
+
+    def calibration(self, name: str) -> TaskCalibration:
+        """What a task's verdicts rest on. Raises `NotFound`."""
+        return self._run(_calls.calibration(name))
+
+    def diagram(self, name: str) -> str:
+        """A task's reliability diagram, as SVG. Raises `NotFound` where there is none."""
+        return self._run(_calls.diagram(name))
+
+    def policy(self, name: str) -> TaskPolicy:
+        """The policy in force for a task. Raises `NotFound`."""
+        return self._run(_calls.policy(name))
+
+    def set_policy(self, name: str, *, version: int | None = None, **policy: Unpack[NewPolicy]) -> TaskPolicy:
+        """Replaces a task's policy; needs an admin key. Asked once, without retries.
+
+        Raises `Conflict` if `version` is given and another one is in force, `InvalidRequest`, `PermissionDenied`.
+        """
+        return self._run(_calls.set_policy(name, policy, version))
 
     def models(self) -> list[ModelInfo]:
         """The model names that the server answers to."""

@@ -4,6 +4,8 @@ DecisionError (a ValueError)
 ├── UnusableModelError    tokenizer or chat template cannot be used; nothing was asked wrongly
 ├── LabelError            the options cannot be told apart as labels of this tokenizer
 ├── InputTooLongError     the input leaves no room in the context
+├── BundleError           a bundle cannot be read or written
+├── DataFileError         a file of labelled rows is wrong; file, line and value
 └── TaskFileError         task files are wrong; every fault with file and line
 """
 
@@ -29,6 +31,10 @@ class LabelError(DecisionError):
 
 class BundleError(DecisionError):
     """A bundle cannot be read or written; the message names the file."""
+
+
+class DataFileError(DecisionError):
+    """Labelled rows cannot be used; the message names file, line and value, a line for each fault."""
 
 
 class InputTooLongError(DecisionError):

@@ -36,6 +36,22 @@ class Truncation(StrEnum):
     TAIL = "tail"
 
 
+class PolicyKind(StrEnum):
+    """What turns a decision into a verdict."""
+
+    FIXED = "fixed_thresholds"
+    CERTIFIED = "certified"
+    COST = "expected_cost"
+    BUDGET = "budget"
+
+
+class Scale(StrEnum):
+    """What fixed thresholds are compared with: `p_correct`, or the score that a bundle ranks by and certifies."""
+
+    P_CORRECT = "p_correct"
+    SCORE = "score"
+
+
 #: Below this label mass a decision is deferred, unless the task says otherwise.
 DEFAULT_MIN_LABEL_MASS = {ReadoutKind.LETTER: 0.1, ReadoutKind.TEXT: 1e-4}
 
@@ -96,14 +112,31 @@ class DecisionSpec:
 class PolicySpec:
     """When an answer is trusted, reviewed or deferred.
 
-    `trust_at`, `defer_below`: thresholds in [0, 1] on `p_correct`, or on the raw probability where the task allows
+    `kind`: None means `fixed_thresholds` where a threshold is given and `certified` otherwise; see `rule`.
+    `trust_at`, `defer_below`: fixed thresholds in [0, 1] on `scale`, or on the raw probability where the task allows
     uncalibrated trust. `min_label_mass`: None takes the readout's default.
+    `cost[i][j]`: of acting on option i when j is right, K x K; `review_price`, `defer_price`: in the same unit.
+    `to_people`: the share of decisions that a budget leaves to people, in [0, 1].
     """
 
     allow_uncalibrated: bool = False
     trust_at: float | None = None
     defer_below: float | None = None
     min_label_mass: float | None = None
+    kind: PolicyKind | None = None
+    scale: Scale = Scale.P_CORRECT
+    cost: tuple[tuple[float, ...], ...] | None = None
+    review_price: float | None = None
+    defer_price: float | None = None
+    to_people: float | None = None
+
+    @property
+    def rule(self) -> PolicyKind:
+        """The kind, also where none is given."""
+        if self.kind is not None:
+            return self.kind
+        fixed = self.allow_uncalibrated or self.trust_at is not None or self.defer_below is not None
+        return PolicyKind.FIXED if fixed else PolicyKind.CERTIFIED
 
 
 @dataclass(frozen=True, slots=True)

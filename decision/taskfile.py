@@ -24,22 +24,25 @@ import yaml
 
 from demur.decision.canonical import canonical_bytes
 from demur.decision.errors import LabelError, TaskFault, TaskFileError, UnusableModelError
+from demur.decision.policy import MAX_PRICE, policy_faults
 from demur.decision.prompt import PromptBuilder
 from demur.decision.question import MAX_OPTIONS, MIN_OPTIONS, Option, Question
 from demur.decision.task import (
     DecisionSpec,
     LengthHandling,
     Mode,
+    PolicyKind,
     PolicySpec,
     PromptLayout,
     ReadoutKind,
     ReadoutSpec,
+    Scale,
     Task,
     ThoughtSpec,
     Truncation,
 )
 from demur.decision.wording import one_line
-from demur.decision.yamlnodes import Faults, Section, choice, compose, string
+from demur.decision.yamlnodes import Faults, Section, choice, compose, number, string
 
 #: Raised when a default of the schema changes its meaning, so that hashes tell the tasks apart.
 SCHEMA = 1
@@ -140,8 +143,9 @@ def _parse(data: bytes, file: str) -> tuple[Task | None, list[TaskFault]]:
 
 def _task(node: yaml.Node, faults: Faults) -> Task:
     top = Section(node, "the task", _KEYS, faults)
+    options = _options(top, faults)
     spec = DecisionSpec(
-        question=Question(top.text("question", required=True) or "", _options(top, faults)),
+        question=Question(top.text("question", required=True) or "", options),
         readout=_readout(top, faults),
         mode=top.choice("mode", Mode, Mode.DIRECT),
         thought=_thought(top, faults),
@@ -153,7 +157,7 @@ def _task(node: yaml.Node, faults: Faults) -> Task:
     task = Task(
         name=_name(top, faults),
         spec=spec,
-        policy=_policy(top, faults),
+        policy=_policy(top, len(options), faults),
         description=top.text("description"),
         examples=tuple(example for example in examples if example is not None),
         explain=top.boolean("explain", default=True),
@@ -253,25 +257,36 @@ def _layout(top: Section, faults: Faults) -> PromptLayout:
     )
 
 
-def _policy(top: Section, faults: Faults) -> PolicySpec:
+def _policy(top: Section, options: int, faults: Faults) -> PolicySpec:
     node = top.node("policy")
     if node is None:
         return PolicySpec()
     section = Section(node, "`policy`", [field.name for field in dataclasses.fields(PolicySpec)], faults)
+    found = len(faults.found)
     policy = PolicySpec(
         allow_uncalibrated=section.boolean("allow_uncalibrated", default=False),
         trust_at=section.number("trust_at", 0, 1),
         defer_below=section.number("defer_below", 0, 1),
         min_label_mass=section.number("min_label_mass", 0, 1),
+        kind=section.choice("kind", PolicyKind, PolicyKind.FIXED) if section.node("kind") is not None else None,
+        scale=section.choice("scale", Scale, Scale.P_CORRECT),
+        cost=_cost(section, faults),
+        review_price=section.number("review_price", 0, MAX_PRICE),
+        defer_price=section.number("defer_price", 0, MAX_PRICE),
+        to_people=section.number("to_people", 0, 1),
     )
-    if policy.trust_at is not None and policy.defer_below is not None and policy.defer_below > policy.trust_at:
-        faults.add(
-            section.node("defer_below") or node,
-            f"`defer_below` ({policy.defer_below:g}) is above `trust_at` ({policy.trust_at:g}); lower it",
-        )
-    if policy.allow_uncalibrated and section.node("trust_at") is None:
-        faults.add(
-            section.node("allow_uncalibrated") or node,
-            "`allow_uncalibrated` trusts raw probabilities, so it needs `trust_at`; add it",
-        )
+    if len(faults.found) == found:  # a member with a fault of its own reads as missing
+        for member, message in policy_faults(policy, options):
+            faults.add(section.node(member) or node, message)
     return policy
+
+
+def _cost(section: Section, faults: Faults) -> tuple[tuple[float, ...], ...] | None:
+    rows: list[tuple[float, ...]] = []
+    for row in section.items("cost"):
+        if not isinstance(row, yaml.SequenceNode):
+            faults.add(row, "a row of `cost` must be a list of numbers, one an option")
+            continue
+        numbers = [number(item, "a number of `cost`", 0, MAX_PRICE, faults) for item in row.value]
+        rows.append(tuple(value for value in numbers if value is not None))
+    return tuple(rows) if section.node("cost") is not None else None

@@ -159,14 +159,7 @@ class Section:
         node = self.node(key)
         if node is None:
             return None
-        try:
-            value = float(_plain(node) or "")
-        except ValueError:
-            value = float("nan")
-        if not low <= value <= high:
-            self._faults.add(node, f"`{key}` must be a number from {low:g} to {high:g}")
-            return None
-        return value
+        return number(node, f"`{key}`", low, high, self._faults)
 
     def choice(self, key: str, kind: type[E], default: E) -> E:
         """One of an enumeration's values."""
@@ -200,6 +193,18 @@ def string(node: yaml.Node, what: str, faults: Faults, *, blank: bool = False, v
         return None
     if any("\ud800" <= char <= "\udfff" for char in value):
         faults.add(node, f"{what} holds half a surrogate pair; write the character itself")
+        return None
+    return value
+
+
+def number(node: yaml.Node, what: str, low: float, high: float, faults: Faults) -> float | None:
+    """A number from `low` to `high`."""
+    try:
+        value = float(_plain(node) or "")
+    except ValueError:
+        value = float("nan")
+    if not low <= value <= high:
+        faults.add(node, f"{what} must be a number from {low:g} to {high:g}")
         return None
     return value
 

@@ -9,14 +9,15 @@ from starlette.types import ASGIApp, Lifespan, Receive, Scope, Send
 from demur.server.admission import Admission
 from demur.server.auth import Authentication, Keyring
 from demur.server.lifecycle import Lifecycle
+from demur.server.live_policies import LivePolicies
 from demur.server.logs import RequestLog
 from demur.server.metrics import MeasuredDecider, Metrics
 from demur.server.problems import ErrorForms
 from demur.server.registry import TaskRegistry
-from demur.server.services import ServedModel, Services
+from demur.server.services import Desk, ServedModel, Services
 from demur.server.settings import Settings
 from demur.server.types import Decider
-from demur.server.wires import decide, docs, ops, systemone, tasks
+from demur.server.wires import calibration, decide, docs, ops, policies, systemone, tasks
 
 
 class Application:
@@ -40,19 +41,35 @@ def create_app(
     model: ServedModel,
     *,
     metrics: Metrics | None = None,
+    desk: Desk | None = None,
     extra_routes: Sequence[BaseRoute] = (),
     lifespan: Lifespan[Any] | None = None,
 ) -> Application:
-    """Builds the application. Raises `SettingsError` when a key file cannot be read.
+    """Builds the application. Raises `SettingsError` when a key file or the state cannot be read.
 
     `extra_routes` are added to the wires' own; `demur.server.auth.admin_only` guards those that need an admin key.
     """
     metrics = metrics or Metrics()
     admission = Admission(lifecycle, settings.queue_size, settings.retry_after_s, metrics.count_shed)
     metrics.watch_in_flight(lambda: admission.in_flight)
-    services = Services(MeasuredDecider(decider, metrics), registry, settings, lifecycle, admission, metrics, model)
+    metrics.watch_bundles(model.name, lambda: registry.bundles)
+    services = Services(
+        decider=MeasuredDecider(decider, metrics),
+        tasks=registry,
+        settings=settings,
+        lifecycle=lifecycle,
+        admission=admission,
+        metrics=metrics,
+        model=model,
+        policies=LivePolicies(settings.state_dir),
+        desk=desk,
+    )
     router = Router(
-        [route for wire in (decide, systemone, tasks, ops, docs) for route in wire.routes(services)]
+        [
+            route
+            for wire in (decide, systemone, policies, calibration, tasks, ops, docs)
+            for route in wire.routes(services)
+        ]
         + list(extra_routes),
         redirect_slashes=False,
         lifespan=lifespan,

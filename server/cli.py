@@ -12,7 +12,10 @@ from typing import Any, NoReturn
 import click
 
 from demur.decision.task import Task
+from demur.server.cli_bundle import bundle
+from demur.server.cli_calibrate import calibrate
 from demur.server.cli_decide import decide
+from demur.server.cli_evaluate import evaluate
 from demur.server.cli_options import flag_values, settings_options
 from demur.server.cli_tasks import tasks
 from demur.server.settings import Settings, SettingsError, load_settings
@@ -25,7 +28,10 @@ def main() -> None:
     """Demur: a decision server that knows when to demur."""
 
 
+main.add_command(bundle)
+main.add_command(calibrate)
 main.add_command(decide)
+main.add_command(evaluate)
 main.add_command(tasks)
 
 
@@ -59,7 +65,7 @@ def serve(demo: bool, config: Path | None, **flags: Any) -> None:
     """Serve decisions over HTTP.
 
     Every setting is a flag, a variable (DEMUR_PORT for --port) or a key of the YAML file (port), in that order.
-    SIGHUP reloads the tasks; SIGTERM finishes what is in flight and ends, a second one ends at once.
+    SIGHUP reloads tasks and bundles; SIGTERM finishes what is in flight and ends, a second one ends at once.
     """
     given = flag_values(flags)
     try:
@@ -83,9 +89,11 @@ def demo_settings(given: dict[str, Any]) -> dict[str, Any]:
         except (DemoModelMissing, OSError) as error:
             fail(str(error))
         settings["model_name"] = given.get("model_name") or DEMO_MODEL_NAME
-    examples = Path("examples/tasks")
+    examples, bundles = Path("examples/tasks"), Path("examples/bundles")
     if given.get("tasks") is None and examples.is_dir():
         settings["tasks"] = examples
+        if given.get("bundles") is None and bundles.is_dir():
+            settings["bundles"] = bundles
     return settings
 
 
@@ -108,6 +116,8 @@ def run_server(settings: Settings, *, demo: bool) -> int:
         run = uvloop.run
     try:
         return run(server.run())
+    except SettingsError as error:
+        fail(str(error), status=2)
     except (DecisionError, OSError) as error:
         fail(str(error))
 

@@ -4,7 +4,7 @@ import asyncio
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,9 +14,11 @@ from demur.decision.errors import InputTooLongError, LabelError, UnusableModelEr
 from demur.decision.prompt import CompiledPrompt, PromptBuilder, RenderedPrompt, TokenPrompt
 from demur.decision.readout import Readout
 from demur.decision.task import DecisionSpec, Mode, Task
+from demur.server.bundles import ServedBundle
+from demur.server.calibrated import Applied, Calibrated
 from demur.server.engines.base import Engine, Generation, TokenRead
 from demur.server.errors import EngineUnavailable, Fault, InputTooLong, Invalid
-from demur.server.policy import judge
+from demur.server.policy import Evidence, Judgement, judge
 from demur.server.types import DecideRequest, Decision, Timings, Usage
 
 #: Compiled inline questions that are kept; registered tasks are kept besides.
@@ -53,9 +55,10 @@ class _Compiled:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """Tasks that were compiled and wait to be adopted."""
+    """Tasks that were compiled and bundles that were held against them, waiting to be adopted."""
 
     compiled: dict[DecisionSpec, _Compiled]
+    bundles: Mapping[str, ServedBundle]
 
 
 class DecidePipeline:
@@ -68,9 +71,15 @@ class DecidePipeline:
         self._max_input_tokens = max_input_tokens
         self._questions: OrderedDict[DecisionSpec, _Compiled] = OrderedDict()
         self._registered: dict[DecisionSpec, _Compiled] = {}
+        self._bundles: Mapping[str, ServedBundle] = {}
 
-    def prepare(self, tasks: Iterable[Task]) -> Prepared:
-        """Compiles tasks. Raises LabelError or UnusableModelError, naming the task, and changes nothing."""
+    def prepare(self, tasks: Iterable[Task], bundles: Mapping[str, Calibrated] | None = None) -> Prepared:
+        """Compiles tasks, and holds their bundles, given by task name, against them and the model.
+
+        Raises LabelError or UnusableModelError, naming the task, and changes nothing. A bundle that does not fit is
+        prepared all the same: its task then defers.
+        """
+        served: dict[str, ServedBundle] = {}
         compiled: dict[DecisionSpec, _Compiled] = {}
         for task in tasks:
             try:
@@ -85,14 +94,22 @@ class DecidePipeline:
                     f"task {task.name}: question, options and thought take {prompt.fixed_tokens} tokens, and the "
                     f"context has {self._context}"
                 )
-        return Prepared(compiled)
+            if bundles and task.name in bundles:
+                served[task.name] = ServedBundle.of(bundles[task.name], prompt, self.engine.identity)
+        return Prepared(compiled, served)
 
     async def adopt(self, prepared: Prepared) -> None:
         """Reads every prepared task once, so that its prefix is cached, and keeps them in place of those before."""
         for compiled in prepared.compiled.values():
             prompt = compiled.prompt
             await self._read(prompt, prompt.render_content_free(), None, _Meter(), np.zeros(len(prompt.plan.labels)))
-        self._registered = prepared.compiled
+        self._registered, self._bundles = prepared.compiled, prepared.bundles
+
+    def serve_bundle(self, task: Task, bundle: Calibrated) -> ServedBundle:
+        """Serves a registered task with this bundle from now on. A bundle that does not fit makes it defer."""
+        served = ServedBundle.of(bundle, self._compiled(task.spec).prompt, self.engine.identity)
+        self._bundles = {**self._bundles, task.name: served}
+        return served
 
     async def decide(self, request: DecideRequest) -> Decision:
         """See `Decider.decide`."""
@@ -108,24 +125,15 @@ class DecidePipeline:
             ids = prompt.close_thought(ids, thought.ids)
         prior = await self._prior(compiled, meter) if prompt.plan.needs_prior else None
         readout = await self._read(prompt, ids, request.cache_salt, meter, prior)
-        probabilities = readout.probabilities
-        index = readout.decision
-        judgement = judge(
-            request.policy,
-            request.override,
-            readout=prompt.plan.kind,
-            probability=float(probabilities[index]),
-            p_correct=None,
-            label_mass=readout.label_mass,
-        )
+        calibrated, applied, judgement = self._judge(request, prompt, readout)
         total = time.perf_counter() - start
         return Decision(
             id=new_id(),
             request=request,
-            index=index,
+            index=readout.decision if applied is None else applied.index,
             verdict=judgement.verdict,
             reason=judgement.reason,
-            probabilities=probabilities,
+            probabilities=readout.probabilities if applied is None else applied.probabilities,
             label_mass=readout.label_mass,
             model=self.engine.identity.name,
             readout=prompt.plan.kind.value,
@@ -135,7 +143,31 @@ class DecidePipeline:
             thought=self.engine.tokenizer.decode(thought.ids) if thought and request.explain else None,
             thought_finish=thought.finish_reason if thought else None,
             truncated=rendered.truncated,
+            p_correct=None if applied is None else applied.p_correct,
+            score=None if applied is None else applied.score,
+            rule=judgement.rule,
+            reason_detail=judgement.detail,
+            calibration=None if calibrated is None else calibrated.info,
+            certificate=judgement.certificate,
         )
+
+    def _judge(
+        self, request: DecideRequest, prompt: CompiledPrompt, readout: Readout
+    ) -> tuple[Calibrated | None, Applied | None, Judgement]:
+        """What the task's bundle makes of a readout, if it has one that fits, and the verdict. Inline: no bundle."""
+        served = self._bundles.get(request.task.name) if request.task is not None else None
+        mismatches = () if served is None else served.mismatches_of(prompt)
+        calibrated = None if served is None or mismatches else served.calibrated
+        applied = None if calibrated is None else calibrated.apply(readout)
+        evidence = Evidence(
+            readout=prompt.plan.kind,
+            probability=float(readout.probabilities[readout.decision]),
+            label_mass=readout.label_mass,
+            calibrated=calibrated,
+            applied=applied,
+            mismatches=mismatches,
+        )
+        return calibrated, applied, judge(request.policy, request.override, evidence)
 
     def _compiled(self, spec: DecisionSpec) -> _Compiled:
         if (registered := self._registered.get(spec)) is not None:

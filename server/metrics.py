@@ -1,15 +1,18 @@
 """Prometheus metrics of decisions, and the page that shows them beside the engine's own."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from time import perf_counter
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from demur.server.bundles import ServedBundle
 from demur.server.types import Decider, DecideRequest, Decision
 
 ADHOC = "adhoc"
 
 _SECONDS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.3, 0.5, 1, 2, 5, 10, 30, 60)
+_CHANCE = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99, 0.999, 1)
 _MASS = (1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.05, 0.1, 0.2, 0.5, 0.8, 0.9, 0.95, 0.99, 1)
 
 
@@ -31,12 +34,41 @@ class Metrics:
         self.label_mass = Histogram(
             "demur_label_mass", "Probability of all labels.", ("task",), buckets=_MASS, registry=self.registry
         )
+        self.p_correct = Histogram(
+            "demur_p_correct",
+            "Calibrated probability that the decision is right.",
+            ("task",),
+            buckets=_CHANCE,
+            registry=self.registry,
+        )
+        self.bundle_info = Gauge(
+            "demur_bundle_info", "Bundles in use.", ("task", "bundle", "model", "method"), registry=self.registry
+        )
+        self.certificate_valid = Gauge(
+            "demur_certificate_valid", "Whether trust is certified now.", ("task",), registry=self.registry
+        )
+        self._refresh: Callable[[], None] = lambda: None
         self.in_flight = Gauge("demur_in_flight", "Decisions waiting or running.", registry=self.registry)
         self.shed = Counter("demur_shed", "Requests refused unread, or given up.", ("reason",), registry=self.registry)
 
     def watch_in_flight(self, count: Callable[[], int]) -> None:
         """Reads the gauge from `count` whenever the page is asked for."""
         self.in_flight.set_function(count)
+
+    def watch_bundles(self, model: str, bundles: Callable[[], Mapping[str, ServedBundle]]) -> None:
+        """Shows the bundles that `bundles` gives whenever the page is asked for."""
+
+        def refresh() -> None:
+            self.bundle_info.clear()
+            self.certificate_valid.clear()
+            now = datetime.now(UTC)
+            for task, served in bundles().items():
+                calibrated = served.calibrated
+                self.bundle_info.labels(task, calibrated.bundle.id, model, calibrated.method).set(1)
+                guarantee = None if served.mismatches else calibrated.guarantee
+                self.certificate_valid.labels(task).set(guarantee is not None and guarantee.valid(now))
+
+        self._refresh = refresh
 
     def count_shed(self, reason: str) -> None:
         """Counts a request that was refused or given up."""
@@ -50,9 +82,12 @@ class Metrics:
         self.decision_seconds.labels(task, request.spec.mode).observe(seconds)
         self.engine_seconds.observe(decision.timings.engine_ms / 1e3)
         self.label_mass.labels(task).observe(decision.label_mass)
+        if decision.p_correct is not None:
+            self.p_correct.labels(task).observe(decision.p_correct)
 
     def page(self) -> bytes:
         """All metrics in Prometheus' text format."""
+        self._refresh()
         return b"".join(generate_latest(registry) for registry in (self.registry, *self._engine))
 
 

@@ -6,6 +6,15 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from demur.server.services import DEADLINE_HEADER
+from demur.server.wires.calibration_models import (
+    CalibrateIn,
+    MadeOut,
+    ReadingsIn,
+    ReadingsOut,
+    TaskCalibrationOut,
+    TaskPolicyIn,
+    TaskPolicyOut,
+)
 from demur.server.wires.decide_models import AnswerOut, BatchOut, DecideIn, ProblemOut
 from demur.server.wires.ops_models import StatusOut, TaskOut, TasksOut, VersionOut
 from demur.server.wires.systemone_models import ErrorOut, ModelsOut, SystemOneIn, SystemOneOut, ValidationOut
@@ -16,13 +25,17 @@ Operation = dict[str, Any]
 _MODELS: tuple[type[BaseModel], ...] = (
     *(DecideIn, AnswerOut, BatchOut, ProblemOut),
     *(StatusOut, TaskOut, TasksOut, VersionOut),
+    *(TaskPolicyIn, TaskPolicyOut, TaskCalibrationOut),
+    *(ReadingsIn, ReadingsOut, CalibrateIn, MadeOut),
     *(ErrorOut, ModelsOut, SystemOneIn, SystemOneOut, ValidationOut),
 )
 
 _MEANINGS = {
     400: "Not readable; says where",
     401: "No key, or a wrong one",
+    403: "A key that may not do this",
     404: "Not found",
+    409: "Not the version that is in force, or no place for a bundle",
     413: "Over a limit; says the limit and the size",
     415: "Not JSON, or an unknown Content-Encoding",
     422: "Readable but wrong; lists every fault",
@@ -55,6 +68,12 @@ _SYSTEMONE_EXAMPLES = {
         },
     }
 }
+_POLICY_EXAMPLES = {
+    "certified": {"kind": "certified"},
+    "fixed": {"kind": "fixed_thresholds", "trust_at": 0.95, "defer_below": 0.5, "version": 0},
+    "budget": {"kind": "budget", "to_people": 0.2},
+}
+_TASK_NAME = {"name": "name", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
 _BODY_STATUSES = (400, 401, 404, 413, 415, 422, 429, 503, 504)
 
 
@@ -107,11 +126,35 @@ def _paths() -> dict[str, dict[str, Operation]]:
         "/tasks": {"get": _operation("list_tasks", "Registered tasks", _json(_ref(TasksOut)) | _problems((401,)))},
         "/tasks/{name}": {
             "get": _operation("get_task", "One registered task", _json(_ref(TaskOut)) | _problems((401, 404)))
-            | {
-                "parameters": [
-                    {"name": "name", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
-                ]
-            }
+            | {"parameters": [_TASK_NAME]}
+        },
+        "/tasks/{name}/calibration": {"get": _calibration()},
+        "/tasks/{name}/readings": {
+            "post": _operation(
+                "read_raw",
+                "Raw readings of a task, without its bundle; needs an admin key",
+                _json(_ref(ReadingsOut)) | _problems((400, 401, 403, 404, 413, 415, 422, 429, 503)),
+                body=_ref(ReadingsIn),
+                examples={"one": {"inputs": ["wake me up at six"]}},
+            )
+            | {"parameters": [_TASK_NAME]}
+        },
+        "/tasks/{name}/calibrate": {
+            "post": _operation(
+                "calibrate",
+                "Make a bundle of labelled rows and serve it; needs an admin key",
+                _json(_ref(MadeOut)) | _problems((400, 401, 403, 404, 409, 413, 415, 422, 503)),
+                body=_ref(CalibrateIn),
+                examples={"rows": {"rows": [{"input": "wake me up at six", "label": "alarm"}], "alpha": 0.05}},
+            )
+            | {"parameters": [_TASK_NAME]}
+        },
+        "/tasks/{name}/policy": {
+            "get": _operation(
+                "get_policy", "The policy in force for a task", _json(_ref(TaskPolicyOut)) | _problems((401, 404))
+            )
+            | {"parameters": [_TASK_NAME]},
+            "put": _put_policy(),
         },
         "/healthz": {"get": _public("healthz", "Whether the process is alive", _json(_ref(StatusOut)))},
         "/readyz": {
@@ -126,6 +169,29 @@ def _paths() -> dict[str, dict[str, Operation]]:
                 | _problems((401,)),
             )
         },
+    }
+
+
+def _calibration() -> Operation:
+    """Numbers, or the diagram: by `format`, or by the Accept header."""
+    responses = _json(_ref(TaskCalibrationOut))
+    responses["200"]["content"]["image/svg+xml"] = {"schema": {"type": "string"}}
+    operation = _operation("get_calibration", "What a task's verdicts rest on", responses | _problems((400, 401, 404)))
+    form = {"name": "format", "in": "query", "schema": {"type": "string", "enum": ["json", "svg"]}}
+    return operation | {"parameters": [_TASK_NAME, form]}
+
+
+def _put_policy() -> Operation:
+    operation = _operation(
+        "put_policy",
+        "Set the policy of a task; needs an admin key",
+        _json(_ref(TaskPolicyOut)) | _problems((400, 401, 403, 404, 409, 413, 415, 422)),
+        body=_ref(TaskPolicyIn),
+        examples=_POLICY_EXAMPLES,
+    )
+    version = {"name": "If-Match", "in": "header", "description": "The version to replace, as in ETag."}
+    return operation | {
+        "parameters": [_TASK_NAME, version | {"schema": {"type": "string", "pattern": '^"[0-9]{1,9}"$'}}]
     }
 
 

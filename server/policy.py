@@ -1,71 +1,222 @@
-"""From a readout to a verdict. The one place where trust is decided; calibration plugs in here.
+"""From a calibrated readout to a verdict. The one place where trust is decided.
 
-Fail closed: what is unknown is never `trust`.
+Fail closed: what is unknown is never `trust`, and NaN fails every comparison.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
+from math import inf
 
-from demur.decision.task import DEFAULT_MIN_LABEL_MASS, PolicySpec, ReadoutKind
-from demur.server.types import PolicyOverride, Reason, Verdict
+from demur.calibration import PolicyError, budget_threshold, expected_cost, is_trusted
+from demur.decision.task import PolicyKind, PolicySpec, ReadoutKind, Scale
+from demur.server.calibrated import Applied, Calibrated, Guarantee, min_label_mass, policy_hash
+from demur.server.types import CertificateInfo, PolicyOverride, Reason, Verdict
+
+_BY_COST = (Verdict.TRUST, Verdict.REVIEW, Verdict.DEFER)
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What a decision is judged by.
+
+    `probability` is the chosen option's raw one. `calibrated` and `applied` are given together, by a bundle that fits;
+    `mismatches` names the parts of one that does not, and then they are not given.
+    """
+
+    readout: ReadoutKind
+    probability: float
+    label_mass: float
+    calibrated: Calibrated | None = None
+    applied: Applied | None = None
+    mismatches: tuple[str, ...] = ()
+
+    @property
+    def confidence(self) -> float:
+        """`p_correct`, or the raw probability where there is none."""
+        known = self.applied is not None and self.applied.p_correct is not None
+        return self.applied.p_correct if known else self.probability  # type: ignore[union-attr, return-value]
 
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """A verdict and the rule that decided it."""
+    """A verdict, the rule and the reason that decided it, and the certificate that the trusted set carries, if any."""
 
     verdict: Verdict
     reason: Reason
+    rule: PolicyKind
+    detail: str | None = None
+    certificate: CertificateInfo | None = None
 
 
-def tightened(policy: PolicySpec, override: PolicyOverride | None) -> PolicySpec:
-    """The task's policy with a caller's thresholds where they are stricter; a looser one has no effect.
+@dataclass(frozen=True, slots=True)
+class _Ruled:
+    """What a rule says before the certificate's dates are looked at."""
 
-    No `trust_at` means that nothing is trusted, which no number tightens.
-    """
-    if override is None:
-        return policy
-    trust_at = policy.trust_at
-    if trust_at is not None and override.trust_at is not None:
-        trust_at = max(trust_at, override.trust_at)
-    return replace(
-        policy,
-        trust_at=trust_at,
-        defer_below=_higher(policy.defer_below, override.defer_below),
-        min_label_mass=_higher(policy.min_label_mass, override.min_label_mass),
-    )
+    verdict: Verdict
+    reason: Reason
+    detail: str | None = None
 
 
 def judge(
-    policy: PolicySpec,
-    override: PolicyOverride | None,
-    *,
-    readout: ReadoutKind,
-    probability: float,
-    p_correct: float | None,
-    label_mass: float,
+    policy: PolicySpec, override: PolicyOverride | None, evidence: Evidence, *, now: datetime | None = None
 ) -> Judgement:
-    """Judges one decision.
-
-    `probability` is the chosen option's raw probability; `p_correct` its calibrated one, None without calibration. The
-    raw probability takes its place only where the task allows uncalibrated trust.
-    """
-    default_mass = DEFAULT_MIN_LABEL_MASS[readout]
-    if policy.min_label_mass is None:
-        policy = replace(policy, min_label_mass=default_mass)
-    policy = tightened(policy, override)
-    if not label_mass >= (policy.min_label_mass or 0.0):  # also true for NaN
-        return Judgement(Verdict.DEFER, Reason.LOW_LABEL_MASS)
-    score = p_correct if p_correct is not None else probability
-    if policy.defer_below is not None and not score >= policy.defer_below:
-        return Judgement(Verdict.DEFER, Reason.BELOW_DEFER_THRESHOLD)
-    if p_correct is None and not policy.allow_uncalibrated:
-        return Judgement(Verdict.REVIEW, Reason.UNCALIBRATED)
-    if policy.trust_at is not None and score >= policy.trust_at:
-        return Judgement(Verdict.TRUST, Reason.ABOVE_TRUST_THRESHOLD)
-    return Judgement(Verdict.REVIEW, Reason.BELOW_TRUST_THRESHOLD)
+    """Judges one decision at the time `now`."""
+    rule = policy.rule
+    if evidence.mismatches:
+        parts = ", ".join(evidence.mismatches)
+        return Judgement(Verdict.DEFER, Reason.CALIBRATION_MISMATCH, rule, f"not what the bundle was made for: {parts}")
+    override = override or PolicyOverride()
+    mass = max(min_label_mass(policy, evidence.readout), override.min_label_mass or 0.0)
+    if not evidence.label_mass >= mass:
+        ruled = _Ruled(Verdict.DEFER, Reason.LOW_LABEL_MASS)
+    else:
+        ruled = _rule(policy, override, evidence)
+    return _dated(policy, override, evidence, ruled, now or datetime.now(UTC))
 
 
-def _higher(task: float | None, caller: float | None) -> float | None:
-    if task is None or caller is None:
-        return task if caller is None else caller
-    return max(task, caller)
+def carried(policy: PolicySpec, calibrated: Calibrated, readout: ReadoutKind, now: datetime) -> CertificateInfo | None:
+    """The certificate that a policy's trusted set carries at `now`; None if that set is not on its list."""
+    guarantee = calibrated.guarantee
+    threshold = _certified_threshold(policy, guarantee, readout)
+    if threshold is None or guarantee is None or guarantee.trusted is None or guarantee.expired(now):
+        return None
+    certificate, expires_at = guarantee.trusted, guarantee.ends_at
+    return CertificateInfo(
+        alpha=certificate.alpha,
+        delta=certificate.delta,
+        threshold=threshold,
+        n=certificate.n,
+        score=certificate.score,
+        attempt=certificate.attempt,
+        issued_at=certificate.issued_at.isoformat(),
+        expires_at=None if expires_at is None else expires_at.isoformat(),
+    )
+
+
+def _certified_threshold(policy: PolicySpec, guarantee: Guarantee | None, readout: ReadoutKind) -> float | None:
+    """The threshold on the list at which the policy's trusted set begins, whatever the date."""
+    if guarantee is None or guarantee.trusted is None or guarantee.policy_hash != policy_hash(policy, readout):
+        return None
+    match policy.rule:
+        case PolicyKind.CERTIFIED:
+            return guarantee.trusted.threshold
+        case PolicyKind.FIXED if policy.scale is Scale.SCORE or guarantee.score == "p_correct":
+            return policy.trust_at if guarantee.trusted.covers(policy.trust_at) else None
+        case _:
+            return None
+
+
+def _rule(policy: PolicySpec, override: PolicyOverride, evidence: Evidence) -> _Ruled:
+    if override.defer_below is not None and not is_trusted(evidence.confidence, override.defer_below):
+        return _Ruled(Verdict.DEFER, Reason.BELOW_DEFER_THRESHOLD)
+    match policy.rule:
+        case PolicyKind.FIXED:
+            ruled = _fixed(policy, evidence)
+        case PolicyKind.CERTIFIED:
+            ruled = _certified(evidence)
+        case PolicyKind.COST:
+            ruled = _cost(policy, evidence)
+        case PolicyKind.BUDGET:
+            ruled = _budget(policy, evidence)
+    if (
+        ruled.verdict is Verdict.TRUST
+        and override.trust_at is not None
+        and not is_trusted(evidence.confidence, override.trust_at)
+    ):
+        return _Ruled(Verdict.REVIEW, Reason.BELOW_TRUST_THRESHOLD)
+    return ruled
+
+
+def _fixed(policy: PolicySpec, evidence: Evidence) -> _Ruled:
+    value = evidence.confidence
+    known = evidence.applied is not None and evidence.applied.p_correct is not None
+    if policy.scale is Scale.SCORE and evidence.applied is not None:
+        value, known = evidence.applied.score, True
+    if policy.defer_below is not None and not is_trusted(value, policy.defer_below):
+        return _Ruled(Verdict.DEFER, Reason.BELOW_DEFER_THRESHOLD)
+    if not known and not policy.allow_uncalibrated:
+        return _Ruled(Verdict.REVIEW, Reason.UNCALIBRATED)
+    return _from(value, policy.trust_at)
+
+
+def _certified(evidence: Evidence) -> _Ruled:
+    if evidence.applied is None or evidence.calibrated is None:
+        return _Ruled(Verdict.REVIEW, Reason.UNCALIBRATED)
+    guarantee = evidence.calibrated.guarantee
+    trust = guarantee.trusted.threshold if guarantee is not None and guarantee.trusted is not None else None
+    score = evidence.applied.score
+    if trust is not None and is_trusted(score, trust):
+        return _from(score, trust)
+    if guarantee is not None and guarantee.not_deferred is not None:
+        answered = guarantee.not_deferred.threshold
+        # Where the stricter promise reaches further than the looser one, it covers the answers too.
+        defer = min(inf if trust is None else trust, inf if answered is None else answered)
+        if not is_trusted(score, defer):
+            nothing = defer == inf
+            return _Ruled(Verdict.DEFER, Reason.NOTHING_CERTIFIED if nothing else Reason.BELOW_DEFER_THRESHOLD)
+    if trust is None:
+        return _Ruled(Verdict.REVIEW, Reason.NOTHING_CERTIFIED)
+    return _from(score, trust)
+
+
+def _cost(policy: PolicySpec, evidence: Evidence) -> _Ruled:
+    applied = evidence.applied
+    if applied is None or applied.p_correct is None:
+        return _Ruled(Verdict.REVIEW, Reason.UNCALIBRATED)
+    if policy.cost is None or policy.review_price is None or policy.defer_price is None:
+        raise PolicyError("a cost policy without its costs")
+    ruling = expected_cost(
+        applied.probabilities[None],
+        [applied.index],
+        policy.cost,
+        review_price=policy.review_price,
+        defer_price=policy.defer_price,
+    )
+    return _Ruled(_BY_COST[int(ruling.codes[0])], Reason.LEAST_EXPECTED_COST)
+
+
+def _budget(policy: PolicySpec, evidence: Evidence) -> _Ruled:
+    calibrated = evidence.calibrated
+    if calibrated is None or evidence.applied is None:
+        return _Ruled(Verdict.REVIEW, Reason.UNCALIBRATED)
+    if calibrated.reference is None or policy.to_people is None:
+        detail = "the bundle has no reference scores to count a budget on"
+        return _Ruled(Verdict.REVIEW, Reason.UNCALIBRATED, detail)
+    return _from(evidence.applied.score, _budget_threshold(calibrated, policy.to_people))
+
+
+@lru_cache(maxsize=64)
+def _budget_threshold(calibrated: Calibrated, to_people: float) -> float:
+    return budget_threshold(calibrated.reference, to_people)  # type: ignore[arg-type]  # the caller has looked
+
+
+def _from(value: float, threshold: float | None) -> _Ruled:
+    if threshold is not None and is_trusted(value, threshold):
+        return _Ruled(Verdict.TRUST, Reason.ABOVE_TRUST_THRESHOLD)
+    return _Ruled(Verdict.REVIEW, Reason.BELOW_TRUST_THRESHOLD)
+
+
+def _dated(policy: PolicySpec, override: PolicyOverride, evidence: Evidence, ruled: _Ruled, now: datetime) -> Judgement:
+    """The judgement, with the certificate that the trusted set carries; an expired one takes its trust along."""
+    verdict, reason, detail, certificate = ruled.verdict, ruled.reason, ruled.detail, None
+    calibrated = evidence.calibrated
+    if calibrated is not None and calibrated.guarantee is not None:
+        guarantee = calibrated.guarantee
+        # A certified policy rests on the certificate even where a request has tightened it.
+        listed = _certified_threshold(policy, guarantee, evidence.readout) is not None
+        rests = listed or policy.rule is PolicyKind.CERTIFIED
+        if verdict is Verdict.TRUST and rests and guarantee.expired(now):
+            verdict, reason = Verdict.REVIEW, Reason.CERTIFICATE_EXPIRED
+            detail = None if guarantee.ends_at is None else f"it expired at {guarantee.ends_at.isoformat()}"
+        elif not _tightens(policy, override, evidence.readout):
+            certificate = carried(policy, calibrated, evidence.readout, now)
+    return Judgement(verdict, reason, policy.rule, detail, certificate)
+
+
+def _tightens(policy: PolicySpec, override: PolicyOverride, readout: ReadoutKind) -> bool:
+    """Whether a caller's thresholds may change the trusted set: then it is none that was certified."""
+    mass = override.min_label_mass
+    if mass is not None and mass > min_label_mass(policy, readout):
+        return True
+    return any(value is not None and value > 0.0 for value in (override.trust_at, override.defer_below))

@@ -19,7 +19,10 @@ import uvicorn
 from demur.decision.errors import DecisionError
 from demur.decision.task import Task
 from demur.server.app import create_app
+from demur.server.bundles import check_bundles, read_bundles
+from demur.server.calibrated import Calibrated
 from demur.server.decide import DecidePipeline
+from demur.server.desk import CalibrationDesk
 from demur.server.engines import watch
 from demur.server.engines.identity import ModelUnusable
 from demur.server.engines.vllm_engine import VllmEngine, VllmSettings
@@ -79,8 +82,9 @@ class DemurServer:
         self._background: set[asyncio.Task[None]] = set()
 
     async def run(self) -> int:
-        """Serves until a signal or a failure. Raises `DecisionError` for task files that are wrong, `OSError`."""
+        """Serves until a signal or a failure. Raises `DecisionError` for wrong task files and bundles, `OSError`."""
         tasks = read_tasks(self.settings.tasks)
+        bundles = read_bundles(self.settings.bundles)
         listener = bind(self.settings.host, self.settings.port)
         name = self.settings.model_name or Path(self.settings.model or "").name
         self._lifecycle = Lifecycle(self.settings.retry_after_s)
@@ -91,7 +95,10 @@ class DemurServer:
             created=int(self._started.timestamp()),
             aliases=self.settings.model_aliases,
         )
-        app = create_app(self._decider, self._registry, self.settings, self._lifecycle, model)
+        desk = CalibrationDesk(
+            lambda: self._decider.pipeline, self._registry, tasks=self.settings.tasks, bundles=self.settings.bundles
+        )
+        app = create_app(self._decider, self._registry, self.settings, self._lifecycle, model, desk=desk)
         self._admission = app.services.admission
         config = uvicorn.Config(
             app,
@@ -109,7 +116,7 @@ class DemurServer:
         serving = asyncio.create_task(self._http.serve(sockets=[listener]))
         address = listener.getsockname()
         url = f"http://{f'[{address[0]}]' if ':' in address[0] else address[0]}:{address[1]}"
-        starting = asyncio.create_task(self._start(tasks, url))
+        starting = asyncio.create_task(self._start(tasks, bundles, url))
         try:
             await self._stopping.wait()
         finally:
@@ -121,12 +128,14 @@ class DemurServer:
             await asyncio.to_thread(watch.kill, watch.children())
         return self._status
 
-    async def _start(self, tasks: Mapping[str, Task], url: str) -> None:
+    async def _start(self, tasks: Mapping[str, Task], bundles: Mapping[str, Calibrated], url: str) -> None:
         _log.info("starting the engine", extra={"fields": {"model": self.settings.model, "url": url}})
         try:
             engine = self._engine = await VllmEngine.start(vllm_settings(self.settings))
             pipeline = DecidePipeline(engine, max_input_tokens=self.settings.max_input_tokens)
-            await pipeline.adopt(pipeline.prepare(tasks.values()))
+            prepared = pipeline.prepare(tasks.values(), bundles)
+            check_bundles(bundles, prepared.bundles, strict=self.settings.strict_bundles)
+            await pipeline.adopt(prepared)
         except (ModelUnusable, DecisionError, DemurError) as error:
             _log.error("cannot serve: %s", error)
             self._lifecycle.fail(str(error))
@@ -138,12 +147,13 @@ class DemurServer:
             self._stop(EXIT_UNUSABLE)
             return
         self._decider.pipeline = pipeline
-        self._registry.current = tasks
+        self._registry.current, self._registry.bundles = tasks, prepared.bundles
         self._lifecycle.ready()
         fields = {
             "url": url,
             "model": engine.identity.name,
             "tasks": sorted(tasks),
+            "bundles": sorted(prepared.bundles),
             "wide_reads": engine.label_limit > 128,
         }
         _log.info("ready", extra={"fields": fields})
@@ -188,7 +198,7 @@ class DemurServer:
         self._spawn(self._reload_tasks())
 
     async def _reload_tasks(self) -> None:
-        """All or nothing: whatever is wrong with one task, those that were registered stay."""
+        """All or nothing: whatever is wrong with one task or bundle, those that were in use stay."""
         pipeline = self._decider.pipeline
         if pipeline is None:
             _log.warning("not reloaded: the server is still starting")
@@ -196,13 +206,16 @@ class DemurServer:
         async with self._reload:
             try:
                 tasks = await asyncio.to_thread(read_tasks, self.settings.tasks)
-                prepared = await asyncio.to_thread(pipeline.prepare, tasks.values())
+                bundles = await asyncio.to_thread(read_bundles, self.settings.bundles)
+                prepared = await asyncio.to_thread(pipeline.prepare, tasks.values(), bundles)
+                check_bundles(bundles, prepared.bundles, strict=self.settings.strict_bundles)
                 await pipeline.adopt(prepared)
             except (DecisionError, DemurError, OSError) as error:
-                _log.error("tasks not reloaded, the old ones stay: %s", error)
+                _log.error("tasks not reloaded, nor bundles; the old ones stay: %s", error)
                 return
-            self._registry.current = tasks
-        _log.info("tasks reloaded", extra={"fields": {"tasks": sorted(tasks)}})
+            self._registry.current, self._registry.bundles = tasks, prepared.bundles
+        fields = {"tasks": sorted(tasks), "bundles": sorted(prepared.bundles)}
+        _log.info("tasks reloaded", extra={"fields": fields})
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(work)

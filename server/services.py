@@ -1,17 +1,23 @@
 """What the wires work with: the decider, the tasks, and the limits of a request."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from starlette.requests import Request
 
+from demur.decision.bundle import Bundle
+from demur.decision.task import ReadoutKind, Task
 from demur.server.admission import Admission
 from demur.server.auth import Caller
 from demur.server.body import read_json
+from demur.server.calibrate import Calibration, Plan
 from demur.server.errors import BadRequest
 from demur.server.interruption import Interruption
+from demur.server.labelled import LabelledData
 from demur.server.lifecycle import Lifecycle
+from demur.server.live_policies import LivePolicies
 from demur.server.metrics import Metrics
+from demur.server.readings import Reader
 from demur.server.registry import TaskRegistry
 from demur.server.settings import Settings
 from demur.server.types import Decider
@@ -36,6 +42,38 @@ class ServedModel:
         return tuple(dict.fromkeys((self.name, "jev-latest", *self.aliases)))
 
 
+class RowReader(Reader, Protocol):
+    """Reads rows, and knows the readout that is used."""
+
+    readout: ReadoutKind
+
+
+class Made(Protocol):
+    """A calibration, and the bundle that it became."""
+
+    @property
+    def calibration(self) -> Calibration:
+        """What was fitted and certified."""
+        ...
+
+    @property
+    def bundle(self) -> Bundle:
+        """As it was written, and is served."""
+        ...
+
+
+class Desk(Protocol):
+    """Reads labelled rows beside the traffic, and makes bundles of them."""
+
+    def reader(self, task: Task) -> RowReader:
+        """Reads rows as the task does, without its bundle. Raises Unavailable."""
+        ...
+
+    async def calibrate(self, task: Task, data: LabelledData, plan: Plan) -> Made:
+        """Makes a bundle and swaps it in. Raises DataFileError, BundleError, CalibrationError, DemurError."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Services:
     """Everything that an endpoint needs."""
@@ -47,6 +85,8 @@ class Services:
     admission: Admission
     metrics: Metrics
     model: ServedModel
+    policies: LivePolicies
+    desk: Desk | None = None
 
     def interruption(self, request: Request) -> Interruption:
         """Around the work of a request: its deadline begins now. Raises `BadRequest` for a malformed header."""

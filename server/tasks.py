@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from demur.decision.errors import TaskFileError
 from demur.decision.task import Task
-from demur.decision.taskfile import load_task, load_tasks
+from demur.decision.taskfile import SUFFIXES, load_task, load_tasks
 
 
 def read_tasks(directory: Path | None) -> Mapping[str, Task]:
@@ -15,3 +16,15 @@ def read_tasks(directory: Path | None) -> Mapping[str, Task]:
         task = load_task(directory)
         return {task.name: task}
     return load_tasks(directory)
+
+
+def task_file(place: Path | None, name: str) -> bytes:
+    """The file of a task, as it stands in a directory, or is `place` itself. Raises FileNotFoundError."""
+    paths = [] if place is None else [place] if place.is_file() else sorted(place.iterdir())
+    for path in paths:
+        try:
+            if path.suffix in SUFFIXES and load_task(path).name == name:
+                return path.read_bytes()
+        except TaskFileError:
+            continue
+    raise FileNotFoundError(f"the file of task {name} is no longer there")

@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from demur.decision.task import DecisionSpec, PolicySpec, Task
+from demur.decision.task import DecisionSpec, PolicyKind, PolicySpec, Task
 
 
 class Verdict(StrEnum):
@@ -24,13 +24,17 @@ class Reason(StrEnum):
     ABOVE_TRUST_THRESHOLD = "above_trust_threshold"
     BELOW_TRUST_THRESHOLD = "below_trust_threshold"
     BELOW_DEFER_THRESHOLD = "below_defer_threshold"
+    LEAST_EXPECTED_COST = "least_expected_cost"
+    NOTHING_CERTIFIED = "nothing_certified"
+    CERTIFICATE_EXPIRED = "certificate_expired"
     UNCALIBRATED = "uncalibrated"
     LOW_LABEL_MASS = "low_label_mass"
+    CALIBRATION_MISMATCH = "calibration_mismatch"
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyOverride:
-    """A caller's own thresholds; they may only tighten the task's."""
+    """A caller's own thresholds, on `p_correct` (the raw probability without calibration); they can only tighten."""
 
     trust_at: float | None = None
     defer_below: float | None = None
@@ -68,9 +72,40 @@ class Timings:
     engine_ms: float
 
 
+@dataclass(frozen=True, slots=True)
+class CalibrationInfo:
+    """How `p_correct` was obtained: the calibrator's kind, the bundle's id, labels fitted on, when (ISO 8601)."""
+
+    method: str
+    bundle: str
+    n: int
+    fitted_at: str
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateInfo:
+    """Error among decisions with `score` from `threshold` on is at most `alpha`; the procedure errs with `delta`.
+
+    `n` certifying rows, at attempt `attempt` (None: the only one); times in ISO 8601.
+    """
+
+    alpha: float
+    delta: float
+    threshold: float
+    n: int
+    score: str
+    attempt: int | None
+    issued_at: str
+    expires_at: str | None
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Decision:
-    """The internal answer, rendered by each wire in its own form. `probabilities` float64 [K] in option order."""
+    """The internal answer, rendered by each wire in its own form.
+
+    `probabilities` float64 [K] in option order, calibrated where `calibration` is given. `rule` is the kind of policy
+    that was in force, `reason_detail` what a reason leaves open, such as the parts that a bundle does not fit.
+    """
 
     id: str
     request: DecideRequest
@@ -88,6 +123,11 @@ class Decision:
     thought_finish: str | None = None
     truncated: bool = False
     p_correct: float | None = None
+    score: float | None = None
+    rule: PolicyKind = PolicyKind.CERTIFIED
+    reason_detail: str | None = None
+    calibration: CalibrationInfo | None = None
+    certificate: CertificateInfo | None = None
 
     @property
     def name(self) -> str:

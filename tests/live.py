@@ -16,7 +16,9 @@ import uvicorn
 
 from demur.decision.taskfile import load_tasks
 from demur.server.app import Application, create_app
+from demur.server.bundles import read_bundles
 from demur.server.decide import DecidePipeline
+from demur.server.desk import CalibrationDesk
 from demur.server.engines.vllm_engine import VllmEngine, VllmSettings
 from demur.server.lifecycle import Lifecycle
 from demur.server.registry import Registry
@@ -69,11 +71,14 @@ class Live:
     async def _serve(self, settings: Settings, directory: str) -> LiveServer:
         tasks = load_tasks(Path(directory))
         pipeline = DecidePipeline(self.engine, max_input_tokens=settings.max_input_tokens)
-        await pipeline.adopt(pipeline.prepare(tasks.values()))
+        prepared = pipeline.prepare(tasks.values(), read_bundles(settings.bundles))
+        await pipeline.adopt(prepared)
         lifecycle = Lifecycle()
         lifecycle.ready()
         model = ServedModel(self.engine.identity.name, "The demo model.", "2026-01-01")
-        app = create_app(pipeline, Registry(tasks), settings, lifecycle, model)
+        registry = Registry(tasks, prepared.bundles)
+        desk = CalibrationDesk(lambda: pipeline, registry, tasks=Path(directory), bundles=settings.bundles)
+        app = create_app(pipeline, registry, settings, lifecycle, model, desk=desk)
         listener = bind("127.0.0.1", 0)
         http = _Http(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off"))
         serving = asyncio.create_task(http.serve(sockets=[listener]))

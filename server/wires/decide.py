@@ -4,7 +4,7 @@ import asyncio
 import difflib
 import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from pydantic import ValidationError
@@ -138,9 +138,9 @@ def _number_rules(raw: dict[str, Any], services: Services) -> Iterator[Fault]:
 
 
 def _requests(body: DecideIn, services: Services, cache_salt: str | None) -> list[DecideRequest]:
-    task = None if body.task is None else _find(body.task, services)
+    task = None if body.task is None else find_task(body.task, services)
     spec = _inline_spec(body) if task is None else task.spec
-    policy = PolicySpec() if task is None else task.policy
+    policy = PolicySpec() if task is None else services.policies.of(task)
     if task is not None and body.explain and not task.explain:
         require_none([Fault(("explain",), "this task does not show its thoughts", "not_allowed")])
     if body.mode is not None and body.mode != spec.mode:
@@ -153,7 +153,8 @@ def _requests(body: DecideIn, services: Services, cache_salt: str | None) -> lis
     return [replace(first, input=canonical_text(value)) for value in inputs]
 
 
-def _find(name: str, services: Services) -> Task:
+def find_task(name: str, services: Services) -> Task:
+    """A registered task. Raises `NotFound`, naming those that resemble it."""
     tasks = services.tasks.current
     task = tasks.get(name)
     if task is None:
@@ -221,11 +222,14 @@ def answer_members(decision: Decision) -> dict[str, Any]:
         "decision": decision.name,
         "verdict": decision.verdict,
         "reason": decision.reason,
+        "reason_detail": decision.reason_detail,
+        "rule": decision.rule,
         "p_correct": decision.p_correct,
+        "score": decision.score,
         "probabilities": dict(zip(request.spec.question.names, decision.probabilities.tolist(), strict=True)),
         "label_mass": decision.label_mass,
-        "calibration": None,
-        "certificate": None,
+        "calibration": None if decision.calibration is None else asdict(decision.calibration),
+        "certificate": None if decision.certificate is None else asdict(decision.certificate),
         "model": decision.model,
         "mode": request.spec.mode,
         "readout": decision.readout,

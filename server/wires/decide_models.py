@@ -6,7 +6,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
 
 from demur.decision.question import MAX_OPTIONS, MIN_OPTIONS
+from demur.decision.task import PolicyKind
 from demur.server.types import Reason, Verdict
+from demur.server.wires.calibration_models import CalibrationOut, CertificateOut
 from demur.server.wires.faults import Strict, Text
 
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -162,11 +164,14 @@ class AnswerOut(Out):
     decision: str = Field(description="Name of the chosen option.")
     verdict: Verdict
     reason: Reason
+    reason_detail: str | None = Field(description="What the reason leaves open.")
+    rule: PolicyKind = Field(description="Kind of the policy in force.")
     p_correct: Probability | None = Field(description="Calibrated probability that the decision is right.")
+    score: float | None = Field(description="What the bundle ranks and certifies decisions by.")
     probabilities: dict[str, Probability] = Field(description="Of every option, in order; they sum to 1.")
     label_mass: Probability = Field(description="Probability of all the labels among all tokens.")
-    calibration: None = None
-    certificate: None = None
+    calibration: CalibrationOut | None = Field(description="How `p_correct` was obtained.")
+    certificate: CertificateOut | None = Field(description="What is guaranteed of the decisions trusted by this rule.")
     model: str
     mode: Literal["direct", "reasoned"]
     readout: str

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from pydantic import ValidationError
@@ -193,6 +193,9 @@ def _extras(decision: Decision) -> dict[str, Any]:
         "verdict": decision.verdict,
         "reason": decision.reason,
         "p_correct": decision.p_correct,
+        "score": decision.score,
+        "calibration": None if decision.calibration is None else asdict(decision.calibration),
+        "certificate": None if decision.certificate is None else asdict(decision.certificate),
         "label_mass": decision.label_mass,
         "truncated": decision.truncated,
     }

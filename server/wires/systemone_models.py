@@ -6,6 +6,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from demur.decision.question import MAX_OPTIONS, MIN_OPTIONS
 from demur.server.types import Reason, Verdict
+from demur.server.wires.calibration_models import CalibrationOut, CertificateOut
 from demur.server.wires.faults import Text
 
 MAX_LEVELS = 10
@@ -102,6 +103,9 @@ class Extras(Out):
     verdict: Verdict
     reason: Reason
     p_correct: Probability | None
+    score: float | None
+    calibration: CalibrationOut | None
+    certificate: CertificateOut | None
     label_mass: Probability
     truncated: bool
 

@@ -13,10 +13,12 @@ from demur.decision.task import (
     DecisionSpec,
     LengthHandling,
     Mode,
+    PolicyKind,
     PolicySpec,
     PromptLayout,
     ReadoutKind,
     ReadoutSpec,
+    Scale,
     Task,
     ThoughtSpec,
     Truncation,
@@ -116,8 +118,52 @@ def test_full_uses_every_field_of_the_schema():
     said = yaml.safe_load(FULL)
     fields = {field.name for kind in (Task, DecisionSpec) for field in dataclasses.fields(kind)}
     assert set(said) == fields - {"spec", "content_hash"} | {"options"}
-    for key, kind in (("thought", ThoughtSpec), ("layout", PromptLayout), ("policy", PolicySpec)):
+    for key, kind in (("thought", ThoughtSpec), ("layout", PromptLayout)):
         assert set(said[key]) == {field.name for field in dataclasses.fields(kind)}
+    policies = [said["policy"], *(yaml.safe_load(text) for text, _ in POLICIES)]
+    assert {key for policy in policies for key in policy} == {field.name for field in dataclasses.fields(PolicySpec)}
+
+
+POLICIES = [
+    ("{kind: certified, min_label_mass: 0.2}", PolicySpec(kind=PolicyKind.CERTIFIED, min_label_mass=0.2)),
+    (
+        "{kind: fixed_thresholds, trust_at: 0.5, scale: score}",
+        PolicySpec(kind=PolicyKind.FIXED, trust_at=0.5, scale=Scale.SCORE),
+    ),
+    (
+        "{kind: expected_cost, cost: [[0, 2], [1.5, 0]], review_price: 1, defer_price: 0}",
+        PolicySpec(kind=PolicyKind.COST, cost=((0, 2), (1.5, 0)), review_price=1, defer_price=0),
+    ),
+    ("{kind: budget, to_people: 0.2}", PolicySpec(kind=PolicyKind.BUDGET, to_people=0.2)),
+]
+
+
+@pytest.mark.parametrize(("text", "policy"), POLICIES)
+def test_every_kind_of_policy(text, policy):
+    assert parse(f"{MINIMAL}policy: {text}\n").policy == policy
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{kind: fixed}", "must be fixed_thresholds or certified or expected_cost or budget"),
+        ("{kind: budget}", "`kind: budget` needs `to_people`"),
+        ("{kind: certified, trust_at: 0.9}", "`trust_at` is for `kind: fixed_thresholds`"),
+        ("{trust_at: 0.9, to_people: 0.2}", "`to_people` is for `kind: budget`"),
+        ("{kind: budget, to_people: 1.2}", "must be a number from 0 to 1"),
+        ("{kind: expected_cost, cost: [[0, 1]], review_price: 1, defer_price: 1}", "2 options need 2 rows of 2"),
+        ("{kind: expected_cost, cost: [[0, -1], [1, 0]], review_price: 1, defer_price: 1}", "from 0 to 1e+09"),
+        ("{kind: expected_cost, cost: 3, review_price: 1, defer_price: 1}", "`cost` must be a list"),
+        ("{kind: expected_cost, cost: [1, 2], review_price: 1, defer_price: 1}", "a row of `cost` must be a list"),
+        ("{kind: expected_cost, cost: [[0, 1], [1, 0]], defer_price: 1}", "needs `review_price`"),
+        ("{kind: expected_cost, cost: [[0, 1], [1, 0]], review_price: .inf, defer_price: 1}", "must be a number"),
+        ("{trust_at: 0.9, allow_uncalibrated: true, scale: score}", "trust without one"),
+    ],
+)
+def test_faults_of_policies(text, message):
+    faults = faults_of(f"{MINIMAL}policy: {text}\n")
+    assert any(message in fault for _, fault in faults)
+    assert {line for line, _ in faults} == {6}
 
 
 def test_a_byte_order_mark_is_fine():

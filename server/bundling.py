@@ -1,0 +1,138 @@
+"""From a calibration to the files of a bundle."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+from demur.calibration import Certificate, Identity
+from demur.decision.task import ReadoutKind, Task
+from demur.server.calibrate import Calibration
+from demur.server.calibrated import policy_hash
+from demur.server.evaluation import evaluation
+from demur.server.labelled import LabelledData
+from demur.server.making import CROSS_FITTED
+from demur.server.report_html import reliability_svg, report_html
+from demur.server.summary import summary
+
+
+def provenance(
+    calibration: Calibration,
+    data: LabelledData,
+    *,
+    model: str,
+    unlabelled: LabelledData | None = None,
+    searched: LabelledData | None = None,
+    trained_on: int = 0,
+    too_long: int = 0,
+) -> dict[str, Any]:
+    """What a bundle was made from. `trained_on` counts rows that were dropped since the checkpoint had learned them."""
+    plan = calibration.plan
+    return {
+        "model": model,
+        "made_with": {name: version(name) for name in ("demur", "numpy", "scipy")},
+        "data": {"labelled": _data(data), "unlabelled": _data(unlabelled), "searched": _data(searched)},
+        "counts": {
+            **asdict(calibration.counts),
+            "duplicates": data.duplicates,
+            "trained_on": trained_on,
+            "too_long": too_long,
+        },
+        "configurations_tried": plan.family,
+        "searched_elsewhere": plan.searched_elsewhere,
+        "route": plan.route,
+        "alpha": plan.alpha,
+        "beta": plan.beta,
+        "delta": plan.delta,
+        "delta_of_this_configuration": plan.spent,
+        "attempt": plan.attempt,
+        "refusal": calibration.refusal,
+        "candidates": [asdict(candidate) for candidate in calibration.selection.candidates],
+        "summary": summary(calibration, "this task").removeprefix("this task: "),
+    }
+
+
+def bundle_files(
+    calibration: Calibration, task: Task, task_yaml: bytes, origin: Mapping[str, Any], readout: ReadoutKind
+) -> dict[str, bytes]:
+    """The files for `demur.decision.bundle.write_bundle`. `origin` is the provenance."""
+    fitting, names = calibration.fitting, task.spec.question.names
+    report = evaluation(
+        fitting,
+        names,
+        calibration.probabilities,
+        calibration.p_correct,
+        method=calibration.selection.calibrator.kind,
+        held_out=CROSS_FITTED,
+        show_inputs=task.log_inputs,
+    )
+    page = report_html(
+        f"Calibration of {task.name}",
+        report,
+        fitting,
+        calibration.probabilities,
+        calibration.p_correct,
+        model=str(origin["model"]),
+        summary=summary(calibration, task.name),
+        alpha=calibration.plan.alpha,
+    )
+    decided = calibration.probabilities.argmax(axis=1)
+    reference = {
+        "score": calibration.plan.score,
+        "scores": [round(float(score), 6) for score in calibration.reference],
+        "options": {name: int((decided == index).sum()) for index, name in enumerate(names)},
+        "label_mass": [float(f"{mass:.6g}") for mass in fitting.label_mass],
+    }
+    documents = {
+        "calibrator.json": _calibrator(calibration),
+        "certificate.json": _certificate(calibration, task, readout),
+        "provenance.json": origin,
+        "report.json": report,
+        "reference.json": reference,
+    }
+    diagram = reliability_svg(fitting, calibration.probabilities, calibration.p_correct)
+    pages = {"task.yaml": task_yaml, "report.html": page.encode(), "reliability.svg": diagram.encode()}
+    return pages | {name: _json(document) for name, document in documents.items()}
+
+
+def _json(document: Any) -> bytes:
+    return json.dumps(document, indent=1, ensure_ascii=False).encode() + b"\n"
+
+
+def _calibrator(calibration: Calibration) -> dict[str, Any]:
+    chosen = Identity() if calibration.refusal else calibration.selection.calibrator
+    model = calibration.correctness
+    return {
+        "calibrator": json.loads(chosen.to_json()),
+        "correctness": None if model is None else json.loads(model.to_json()),
+    }
+
+
+def _certificate(calibration: Calibration, task: Task, readout: ReadoutKind) -> dict[str, Any] | None:
+    if calibration.certificates is None:
+        return None
+    trusted, rest = calibration.certificates.trusted, calibration.certificates.not_deferred
+    expires = trusted.expires_at
+    return {
+        "trusted": _stored(trusted),
+        "not_deferred": _stored(rest),
+        "score": calibration.plan.score,
+        "issued_at": trusted.issued_at.isoformat(),
+        "expires_at": None if expires is None else expires.isoformat(),
+        "policy_hash": policy_hash(task.policy, readout),
+        "assumptions": list(trusted.assumptions),
+        "evidence": {"certifying_rows": trusted.n, "errors": trusted.errors, "unlabelled": trusted.unlabelled},
+        "attempts": calibration.plan.attempt or 1,
+    }
+
+
+def _stored(certificate: Certificate) -> dict[str, Any]:
+    stored: dict[str, Any] = json.loads(certificate.to_json())
+    return stored
+
+
+def _data(data: LabelledData | None) -> dict[str, Any] | None:
+    if data is None:
+        return None
+    return {"sha256": data.sha256, "rows": data.read, "duplicates": data.duplicates, "kept": len(data.rows)}

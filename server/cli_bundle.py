@@ -1,0 +1,167 @@
+"""`demur bundle`: looking at bundles."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from demur.decision.bundle import PINS, Bundle, read_bundle
+from demur.decision.errors import BundleError, DecisionError
+
+if TYPE_CHECKING:
+    from demur.server.calibrated import Calibrated
+
+_DIRECTORY = click.Path(path_type=Path, exists=True, file_okay=False)
+
+
+@click.group()
+def bundle() -> None:
+    """Look at bundles: what a task's verdicts rest on."""
+
+
+@bundle.command()
+@click.argument("directory", type=_DIRECTORY)
+def show(directory: Path) -> None:
+    """Print what the bundle in DIRECTORY is and promises, as JSON. Exits with 1 if it cannot be used."""
+    calibrated = _open(directory)
+    found = calibrated.bundle
+    certificate = found.document("certificate.json")
+    guarantee = calibrated.guarantee
+    click.echo(
+        json.dumps(
+            {
+                "id": found.id,
+                "task": found.task,
+                "created_at": found.created_at.isoformat(),
+                "method": calibrated.method,
+                "n": calibrated.n,
+                "score": calibrated.score_name,
+                "trusted": _promise(certificate and certificate["trusted"]),
+                "not_deferred": _promise(certificate and certificate["not_deferred"]),
+                "expires_at": guarantee.ends_at.isoformat() if guarantee and guarantee.ends_at else None,
+                "provenance": found.document("provenance.json"),
+                "pins": dict(found.pins),
+                "files": sorted(found.files),
+            },
+            indent=2,
+            ensure_ascii=False,
+        )
+    )
+
+
+@bundle.command()
+@click.argument("directories", nargs=-1, required=True, type=_DIRECTORY)
+@click.option("--model", type=_DIRECTORY, help="Hold the pins against this model too.")
+@click.option("--tasks", type=click.Path(path_type=Path, exists=True), help="Task files in place of the bundle's own.")
+def verify(directories: tuple[Path, ...], model: Path | None, tasks: Path | None) -> None:
+    """Check every byte of the bundles in DIRECTORIES, and with a model whether it is the one they were made with.
+
+    Says which file or which part is not as it was. Exits with 1 if there is any.
+    """
+    wrong = False
+    running = None if model is None else _Model(model)
+    for directory in directories:
+        try:
+            found = _read(directory).bundle
+            parts = () if running is None else found.mismatches(running.pins(found, tasks))
+        except DecisionError as error:
+            click.echo(f"demur: {error}", err=True)
+            wrong = True
+            continue
+        if parts:
+            click.echo(f"{directory}: made for another {', '.join(parts)}", err=True)
+            wrong = True
+        else:
+            click.echo(f"{directory}: {found.task}, {len(found.files)} files as they were written, id {found.id[:12]}")
+    sys.exit(1 if wrong else 0)
+
+
+@bundle.command()
+@click.argument("first", type=_DIRECTORY)
+@click.argument("second", type=_DIRECTORY)
+def diff(first: Path, second: Path) -> None:
+    """Print what differs between the bundles in FIRST and SECOND, a line each. Exits with 1 if anything does."""
+    lines = list(_differences(_open(first), _open(second)))
+    for line in lines:
+        click.echo(line)
+    sys.exit(1 if lines else 0)
+
+
+class _Model:
+    """A model directory, hashed and its tokenizer loaded once."""
+
+    def __init__(self, directory: Path) -> None:
+        from transformers import AutoTokenizer
+
+        from demur.decision.prompt import PromptBuilder
+        from demur.server.engines.identity import identify
+
+        tokenizer = AutoTokenizer.from_pretrained(directory)
+        self._prompts = PromptBuilder(tokenizer)
+        template = str(tokenizer.chat_template or "")
+        self._identity = identify(directory, name=None, engine="none", max_model_len=0, chat_template=template)
+
+    def pins(self, found: Bundle, tasks: Path | None) -> dict[str, str]:
+        """What the bundle's task would be pinned to on this model. Raises DecisionError."""
+        from demur.decision.taskfile import parse_task
+        from demur.server.calibrated import pins
+        from demur.server.tasks import read_tasks
+
+        if tasks is None:
+            task = parse_task(found.files["task.yaml"], str(found.path / "task.yaml"))
+        elif (known := read_tasks(tasks).get(found.task)) is not None:
+            task = known
+        else:
+            raise BundleError(f"{tasks} has no task {found.task}")
+        return pins(task.spec, self._prompts.compile(task.spec), self._identity)
+
+
+def _differences(first: "Calibrated", second: "Calibrated") -> Iterator[str]:
+    one, other = first.bundle, second.bundle
+    if one.task != other.task:
+        yield f"task: {one.task} -> {other.task}"
+    for pin in PINS:
+        if one.pins.get(pin) != other.pins.get(pin):
+            yield f"pin {pin}: {str(one.pins.get(pin))[:12]} -> {str(other.pins.get(pin))[:12]}"
+    for what, before, after in (
+        ("method", first.method, second.method),
+        ("labels", first.n, second.n),
+        ("score", first.score_name, second.score_name),
+        ("trust from", _threshold(first), _threshold(second)),
+    ):
+        if before != after:
+            yield f"{what}: {before} -> {after}"
+    for name in sorted(one.files.keys() | other.files.keys()):
+        if one.files.get(name) != other.files.get(name):
+            present = "changed" if name in one.files and name in other.files else "in one of them only"
+            yield f"file {name}: {present}"
+
+
+def _threshold(calibrated: "Calibrated") -> float | None:
+    guarantee = calibrated.guarantee
+    return None if guarantee is None or guarantee.trusted is None else guarantee.trusted.threshold
+
+
+def _promise(certificate: dict[str, Any] | None) -> dict[str, Any] | None:
+    if certificate is None:
+        return None
+    named = ("alpha", "delta", "thresholds", "n", "errors", "route", "attempt")
+    return {name: certificate[name] for name in named}
+
+
+def _read(directory: Path) -> "Calibrated":
+    from demur.server.calibrated import Calibrated  # imported here: the other commands answer at once
+
+    return Calibrated.of(read_bundle(directory))
+
+
+def _open(directory: Path) -> "Calibrated":
+    """The bundle, or the end of the command with its fault on standard error."""
+    try:
+        return _read(directory)
+    except DecisionError as error:
+        click.echo(f"demur: {error}", err=True)
+        sys.exit(1)

@@ -1,0 +1,94 @@
+"""The calibration desk of a running server: raw readings, and bundles that are made and swapped in while it serves."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from demur.decision.bundle import MANIFEST, Bundle, write_bundle
+from demur.decision.task import Task
+from demur.server.bundling import bundle_files, provenance
+from demur.server.calibrate import Calibration, Plan, calibrate
+from demur.server.calibrated import Calibrated
+from demur.server.decide import DecidePipeline
+from demur.server.errors import Conflict, Unavailable
+from demur.server.labelled import LabelledData
+from demur.server.readers import PipelineReader
+from demur.server.readings import read_rows
+from demur.server.registry import Registry
+from demur.server.tasks import task_file
+
+#: Rows read at once beside the traffic.
+_CONCURRENCY = 8
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Made:
+    """A calibration, and the bundle that it became."""
+
+    calibration: Calibration
+    bundle: Bundle
+
+
+class CalibrationDesk:
+    """Implements `demur.server.services.Desk`. `pipeline` gives None until the engine runs."""
+
+    def __init__(
+        self,
+        pipeline: Callable[[], DecidePipeline | None],
+        registry: Registry,
+        *,
+        tasks: Path | None,
+        bundles: Path | None,
+    ) -> None:
+        self._pipeline = pipeline
+        self._registry = registry
+        self._tasks = tasks
+        self._bundles = bundles
+        self._lock = asyncio.Lock()
+
+    def reader(self, task: Task) -> PipelineReader:
+        """Reads rows as the task does, without its bundle. Raises Unavailable."""
+        return PipelineReader(self._running(), task)
+
+    async def calibrate(self, task: Task, data: LabelledData, plan: Plan) -> Made:
+        """Reads the rows beside the traffic, makes a bundle and swaps it in between two requests.
+
+        Raises Conflict where there is no place for bundles, DataFileError, CalibrationError, DemurError.
+        """
+        async with self._lock:
+            place = self._place(task)
+            reader = self.reader(task)
+            readings = await read_rows(reader, data.rows, concurrency=_CONCURRENCY)
+            calibration = await asyncio.to_thread(calibrate, readings, task, plan, readout=reader.readout)
+            origin = provenance(calibration, data, model=reader.model, too_long=readings.too_long)
+            said = task_file(self._tasks, task.name)
+            files = await asyncio.to_thread(bundle_files, calibration, task, said, origin, reader.readout)
+            bundle = await asyncio.to_thread(_write, place, task, reader, files)
+            self._swap(task, bundle)
+            return Made(calibration, bundle)
+
+    def _swap(self, task: Task, bundle: Bundle) -> None:
+        """No request sees half of it: nothing is awaited here."""
+        pipeline = self._running()
+        served = pipeline.serve_bundle(task, Calibrated.of(bundle))
+        self._registry.bundles = {**self._registry.bundles, task.name: served}
+
+    def _running(self) -> DecidePipeline:
+        pipeline = self._pipeline()
+        if pipeline is None:
+            raise Unavailable("the engine is starting; try again later", retry_after=5)
+        return pipeline
+
+    def _place(self, task: Task) -> Path:
+        if self._bundles is None or self._tasks is None:
+            raise Conflict("this server has no directory for bundles; start it with --bundles DIR")
+        if (self._bundles / MANIFEST).exists():
+            return self._bundles
+        # A bundle of this task is replaced where it lies, whatever its directory is called.
+        known = self._registry.bundles.get(task.name)
+        return self._bundles / task.name if known is None else known.calibrated.bundle.path
+
+
+def _write(place: Path, task: Task, reader: PipelineReader, files: dict[str, bytes]) -> Bundle:
+    return write_bundle(place, task=task.name, pins=reader.pins, files=files, replace=True)

@@ -1,0 +1,198 @@
+"""Labelled rows, read strictly: JSON Lines, one labelled decision a line.
+
+    {"input": "wake me at six", "label": "alarm"}
+    {"id": "17", "input": {"subject": "..."}, "label": "no", "group": "customer 8"}
+
+`question` and `options` stand in a row only where they differ from row to row; `meta` may hold anything. All faults of
+a file are reported together. Rows with the same content are kept once.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+from demur.decision.canonical import canonical_text
+from demur.decision.errors import DataFileError
+from demur.decision.question import MAX_OPTIONS, MIN_OPTIONS, Option, Question
+from demur.decision.rowhash import row_hash
+
+_KEYS = frozenset({"id", "input", "label", "question", "options", "group", "meta"})
+_MOST_FAULTS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledRow:
+    """One row: `text` as the model reads it, `label` the index of an option (None in unlabelled data).
+
+    `own` is the row's own question, None where it is the task's. `unit` is what counts as one piece of evidence: the
+    group, or the row itself.
+    """
+
+    line: int
+    text: str
+    label: int | None
+    hash: str
+    id: str | None = None
+    group: str | None = None
+    own: Question | None = None
+
+    @property
+    def unit(self) -> str:
+        """Hash of the group, or of the row where it has none."""
+        return self.hash if self.group is None else hashlib.sha256(f"group {self.group}".encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledData:
+    """The rows of a file, every content once. `sha256` is of the whole file, `read` counts its rows."""
+
+    name: str
+    sha256: str
+    read: int
+    duplicates: int
+    rows: tuple[LabelledRow, ...] = field(repr=False)
+
+    @property
+    def options_vary(self) -> bool:
+        """Whether any row brings its own question."""
+        return any(row.own is not None for row in self.rows)
+
+
+class _Fault(ValueError):
+    """What is wrong with one row."""
+
+
+def read_labelled(path: Path, question: Question, *, labelled: bool = True) -> LabelledData:
+    """The rows of a file about `question`. Raises DataFileError with every fault, each with its line and value.
+
+    `labelled=False` reads rows whose labels do not matter: they may be missing, and are not looked at.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataFileError(f"{path}: cannot be read: {error.strerror}") from None
+    return parse_labelled(content, str(path), question, labelled=labelled)
+
+
+def parse_labelled(content: bytes, name: str, question: Question, *, labelled: bool = True) -> LabelledData:
+    """`read_labelled` of content that was read already; `name` is named in faults."""
+    rows: list[LabelledRow] = []
+    faults: list[str] = []
+    for line, text in _lines(content):
+        try:
+            rows.append(_row(line, text, question, labelled))
+        except _Fault as fault:
+            faults.append(f"{name}:{line}: {fault}")
+    kept: dict[str, LabelledRow] = {}
+    for row in rows:
+        first = kept.setdefault(row.hash, row)
+        if first.label != row.label:
+            names = [(row.own or question).names[label] for label in (first.label, row.label) if label is not None]
+            faults.append(
+                f"{name}:{row.line}: label {names[1]!r}, but line {first.line} has the same input labelled "
+                f"{names[0]!r}; keep one of them"
+            )
+    if not rows and not faults:
+        faults.append(f"{name}:1: no rows; give one JSON object a line")
+    if faults:
+        more = [f"and {len(faults) - _MOST_FAULTS} more"] if len(faults) > _MOST_FAULTS else []
+        raise DataFileError("\n".join([*faults[:_MOST_FAULTS], *more]))
+    digest = hashlib.sha256(content).hexdigest()
+    return LabelledData(name, digest, len(rows), len(rows) - len(kept), tuple(kept.values()))
+
+
+def without(data: LabelledData, hashes: frozenset[str]) -> tuple[LabelledData, int]:
+    """The data without the rows of these hashes, and how many those were."""
+    rows = tuple(row for row in data.rows if row.hash not in hashes)
+    return replace(data, rows=rows), len(data.rows) - len(rows)
+
+
+def require_fixed_question(data: LabelledData) -> None:
+    """Raises DataFileError where rows bring questions of their own: a bundle is pinned to one question."""
+    for row in data.rows:
+        if row.own is not None:
+            raise DataFileError(
+                f"{data.name}:{row.line}: has a question or options of its own, and a bundle is pinned to the task's; "
+                "leave them out, or use demur evaluate"
+            )
+
+
+def _lines(content: bytes) -> Iterator[tuple[int, bytes]]:
+    for number, line in enumerate(content.split(b"\n"), 1):
+        if line.strip():
+            yield number, line
+
+
+def _row(line: int, text: bytes, question: Question, labelled: bool) -> LabelledRow:
+    value = _value(text)
+    if unknown := sorted(value.keys() - _KEYS):
+        raise _Fault(f"unknown field {unknown[0]!r}; a row has {', '.join(sorted(_KEYS))}")
+    if value.get("input") is None and value.get("question") is None:
+        raise _Fault("`input` is missing")
+    own = _own_question(value, question)
+    asked = own or question
+    # A question of its own may be all there is to decide on.
+    read = canonical_text("" if value.get("input") is None else value["input"])
+    group = value.get("group")
+    if group is not None and not isinstance(group, str | int):
+        raise _Fault(f"`group` must be a name or a number, not {_shown(group)}")
+    return LabelledRow(
+        line=line,
+        text=read,
+        label=_label(value, asked) if labelled else None,
+        hash=row_hash(read, own),
+        id=None if value.get("id") is None else str(value["id"]),
+        group=None if group is None else str(group),
+        own=own,
+    )
+
+
+def _value(text: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise error if isinstance(error, _Fault) else _Fault(f"not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise _Fault(f"a row is a JSON object, not {_shown(value)}")
+    return value
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise _Fault(f"{name} is not a number that JSON knows")
+
+
+def _label(value: dict[str, Any], asked: Question) -> int:
+    if value.get("label") is None:
+        raise _Fault("`label` is missing")
+    label = value["label"]
+    if label not in asked.names:
+        raise _Fault(f"label {_shown(label)} is not an option; the options are {_listed(asked.names)}")
+    return asked.names.index(label)
+
+
+def _own_question(value: dict[str, Any], question: Question) -> Question | None:
+    if value.get("question") is None and value.get("options") is None:
+        return None
+    text, options = value.get("question") or question.text, value.get("options")
+    if not isinstance(text, str):
+        raise _Fault(f"`question` must be text, not {_shown(text)}")
+    if options is None:
+        return Question(text, question.options)
+    if not isinstance(options, list) or not all(isinstance(name, str) and name.strip() for name in options):
+        raise _Fault("`options` must be a list of names")
+    if not MIN_OPTIONS <= len(options) <= MAX_OPTIONS or len(set(options)) < len(options):
+        raise _Fault(f"`options` must be {MIN_OPTIONS} to {MAX_OPTIONS} different names")
+    return Question(text, tuple(Option(name) for name in options))
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _listed(names: Iterable[str]) -> str:
+    shown = list(names)
+    return ", ".join(shown[:12]) + (f" and {len(shown) - 12} more" if len(shown) > 12 else "")

@@ -1,0 +1,100 @@
+"""What a calibration came to, in words for the person who has to rely on it."""
+
+from demur.calibration import Certificate, labels_needed
+from demur.server.calibrate import Calibration
+
+
+def summary(calibration: Calibration, name: str) -> str:
+    """A few lines: what may be trusted, what is deferred, how probabilities were mapped, and what it rests on."""
+    lines = [f"{name}: {_trusted(calibration)}", *_not_deferred(calibration), _fitted(calibration)]
+    lines += [line for line in (_left_out(calibration), _family(calibration), _route(calibration)) if line]
+    return "\n".join(lines)
+
+
+def _trusted(calibration: Calibration) -> str:
+    plan = calibration.plan
+    if calibration.refusal:
+        return f"nothing is certified and the probabilities stay as they are: {calibration.refusal}"
+    if calibration.certificates is None:
+        return "nothing is certified: no labelled row is left to certify with"
+    certificate = calibration.certificates.trusted
+    if certificate.threshold is None:
+        return (
+            f"trusts nothing: no threshold keeps the error at or below {percent(plan.alpha)} "
+            f"({percent(1 - plan.delta)} confidence, n = {certificate.n}; {percent(_error(certificate))} of all "
+            f"decisions are wrong here); {labels_needed(certificate).explanation}"
+        )
+    return (
+        f"trusts {percent(_share(calibration, certificate))} of decisions with at most {percent(plan.alpha)} error "
+        f"({percent(1 - plan.delta)} confidence in the procedure, n = {certificate.n}; on average for traffic like "
+        "this file, against these labels; not per decision or group)"
+    )
+
+
+def _not_deferred(calibration: Calibration) -> list[str]:
+    if calibration.certificates is None:
+        return []
+    certificate = calibration.certificates.not_deferred
+    if certificate.threshold is None:
+        why = labels_needed(certificate).explanation
+        return [f"no threshold keeps the error of what is not deferred at {percent(calibration.plan.beta)}; {why}"]
+    rest = 1 - _share(calibration, certificate)
+    return [
+        f"defers {percent(rest)}; among the rest, trusted or for review, at most {percent(calibration.plan.beta)} error"
+    ]
+
+
+def _fitted(calibration: Calibration) -> str:
+    if calibration.refusal:
+        return "calibrator: identity, which was kept; p_correct is not given"
+    model = calibration.correctness
+    more = ", with label mass, margin and entropy in p_correct" if model is not None and len(model.weights) else ""
+    return (
+        f"calibrator: {calibration.selection.calibrator.kind}, fitted on {calibration.counts.fitted} labels and chosen "
+        f"by cross-validated likelihood{more}"
+    )
+
+
+def _left_out(calibration: Calibration) -> str | None:
+    counts = calibration.counts
+    reasons = [
+        f"{number} {why}"
+        for number, why in (
+            (counts.low_label_mass, "with too little label mass, which are deferred whatever their score"),
+            (counts.same_group, "beside another of their group"),
+            (counts.searched, "read while the configuration was chosen"),
+        )
+        if number
+    ]
+    return f"not certifying: {'; '.join(reasons)}" if reasons else None
+
+
+def _family(calibration: Calibration) -> str | None:
+    plan = calibration.plan
+    if plan.family == 1:
+        return None
+    if plan.searched_elsewhere:
+        return f"{plan.family} configurations were tried, on rows that certify nothing"
+    return f"{plan.family} configurations were tried, so delta is {plan.spent:g} for each of them"
+
+
+def _route(calibration: Calibration) -> str | None:
+    if calibration.plan.route == "split":
+        return "decisions are ranked by p_correct, fitted on one half of the rows; the other half certifies"
+    return None
+
+
+def _share(calibration: Calibration, certificate: Certificate) -> float:
+    """Of all decisions, those of too little label mass included, which never reach a threshold."""
+    counts = calibration.counts
+    heavy = certificate.n / (certificate.n + counts.low_label_mass)
+    return certificate.certified_coverage * heavy
+
+
+def _error(certificate: Certificate) -> float:
+    return certificate.errors / certificate.n
+
+
+def percent(share: float) -> str:
+    """A share for a sentence, without digits that it does not have: 5%, 2.5%, 61%."""
+    return f"{100 * share:.1f}".removesuffix(".0") + "%" if share < 0.1 else f"{100 * share:.0f}%"

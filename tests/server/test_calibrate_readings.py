@@ -1,0 +1,97 @@
+"""Reading rows: once each, resumed after an interruption, and never what a distribution cannot be."""
+
+import asyncio
+import json
+
+import numpy as np
+import pytest
+
+from demur.decision.errors import DataFileError
+from demur.decision.question import Option, Question
+from demur.decision.readout import Readout
+from demur.server.errors import EngineUnavailable, InputTooLong
+from demur.server.labelled import parse_labelled
+from demur.server.readings import read_rows
+
+QUESTION = Question("Which?", (Option("a"), Option("b")))
+ROWS = parse_labelled(
+    b"\n".join(json.dumps({"input": f"row {n}", "label": "ab"[n % 2]}).encode() for n in range(12)), "rows", QUESTION
+).rows
+
+
+class StubReader:
+    """Reads by the row's line; ends after so many reads if told to."""
+
+    def __init__(self, pins=None, *, dies_after=None, says=None):
+        self.pins = pins or {"weights": "1"}
+        self.model = "stub"
+        self.asked = []
+        self.dies_after = dies_after
+        self.says = says or {}
+
+    async def read(self, row):
+        await asyncio.sleep(0)
+        if self.dies_after is not None and len(self.asked) >= self.dies_after:
+            raise EngineUnavailable("the engine died")
+        self.asked.append(row.line)
+        if row.line in self.says:
+            said = self.says[row.line]
+            if isinstance(said, Exception):
+                raise said
+            return said
+        scores = np.log([row.line / 20, 1 - row.line / 20])
+        return Readout(scores, scores, 0.5)
+
+
+async def test_a_run_that_was_stopped_resumes_from_the_reads_already_made(tmp_path):
+    cache = tmp_path / "reads.jsonl"
+    dying = StubReader(dies_after=5)
+    with pytest.raises(EngineUnavailable):
+        await read_rows(dying, ROWS, cache=cache, concurrency=2)
+    kept = len(cache.read_text().splitlines()) - 1
+    assert kept == 5
+    with cache.open("a") as file:
+        file.write('{"row": "cut in the mid')
+    shown = []
+    second = StubReader()
+    read = await read_rows(second, ROWS, cache=cache, concurrency=2, progress=lambda done, n: shown.append((done, n)))
+    assert len(second.asked) == 12 - 5
+    assert set(second.asked).isdisjoint(dying.asked)
+    assert (shown[0], shown[-1]) == ((5, 12), (12, 12))
+    third = StubReader()
+    again = await read_rows(third, ROWS, cache=cache)
+    assert third.asked == []
+    assert (again.scores == read.scores).all()
+    fresh = await read_rows(StubReader(), ROWS)
+    assert (fresh.scores == read.scores).all()
+
+
+async def test_reads_of_another_model_are_not_used(tmp_path):
+    cache = tmp_path / "reads.jsonl"
+    await read_rows(StubReader(), ROWS, cache=cache)
+    other = StubReader({"weights": "2"})
+    await read_rows(other, ROWS, cache=cache)
+    assert len(other.asked) == 12
+    assert "row 1" not in cache.read_text()
+
+
+async def test_rows_that_do_not_fit_are_counted_and_left_out():
+    reader = StubReader(says={3: InputTooLong("too long", tokens=9, allowed=1)})
+    read = await read_rows(reader, ROWS)
+    assert (len(read.rows), read.too_long) == (11, 1)
+
+
+@pytest.mark.parametrize(
+    ("scores", "mass", "said"),
+    [
+        ([np.nan, 0.0], 0.5, "is not a distribution"),
+        ([np.inf, 0.0], 0.5, "is not a distribution"),
+        ([-np.inf, -np.inf], 0.5, "is not a distribution"),
+        ([0.0, 0.0], 1.5, "is not a distribution"),
+        ([0.0, 0.0, 0.0], 0.5, "3 options, but the rows before have 2"),
+    ],
+)
+async def test_what_is_no_distribution_is_refused_with_its_line(scores, mass, said):
+    readout = Readout(np.array(scores), np.array(scores), mass)
+    with pytest.raises(DataFileError, match=f"line 4: .*{said}"):
+        await read_rows(StubReader(says={4: readout}), ROWS)

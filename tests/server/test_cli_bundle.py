@@ -1,0 +1,87 @@
+"""`demur bundle show`, `verify` and `diff`."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from demur.calibration import PlattScaling
+from demur.server.cli import main
+from tests.models import build_model
+
+from .bundled import StubEngine, bundle_files, certificates, fitted, make_bundle, pipeline_on
+
+
+def demur(*arguments):
+    result = CliRunner().invoke(main, ["bundle", *map(str, arguments)])
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_show(tmp_path):
+    made = make_bundle(tmp_path / "b")
+    code, out, _ = demur("show", tmp_path / "b")
+    shown = json.loads(out)
+    assert code == 0
+    assert (shown["id"], shown["task"], shown["method"], shown["n"]) == (made.id, "route", "temperature", 400)
+    assert shown["trusted"]["alpha"] == 0.05
+    assert shown["trusted"]["thresholds"] == list(certificates().trusted.thresholds)
+    make_bundle(tmp_path / "plain", bundle_files())
+    assert json.loads(demur("show", tmp_path / "plain")[1])["trusted"] is None
+
+
+def test_verify(tmp_path):
+    for name in ("one", "two"):
+        make_bundle(tmp_path / name)
+    code, out, _ = demur("verify", tmp_path / "one", tmp_path / "two")
+    assert (code, out.count("as they were written")) == (0, 2)
+    (tmp_path / "two" / "certificate.json").write_bytes(b"null")
+    code, out, err = demur("verify", tmp_path / "one", tmp_path / "two")
+    assert (code, out.count("as they were written")) == (1, 1)
+    assert "certificate.json was changed" in err
+    assert demur("show", tmp_path / "two")[0] == demur("diff", tmp_path / "one", tmp_path / "two")[0] == 1
+
+
+def test_verify_against_a_model(tmp_path):
+    from transformers import AutoTokenizer
+
+    from demur.server.engines.identity import identify
+
+    model = tmp_path / "model"
+    build_model("qwen3", model)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    identity = identify(model, name=None, engine="x", max_model_len=1, chat_template=str(tokenizer.chat_template or ""))
+    engine = StubEngine(identity=identity, tokenizer=tokenizer)
+    pipeline = pipeline_on(engine, own_prompts=True)
+    make_bundle(tmp_path / "b", pipeline=pipeline)
+    assert demur("verify", tmp_path / "b", "--model", model)[0] == 0
+    task = tmp_path / "route.yaml"
+    task.write_text("name: route\nquestion: Which team now?\noptions: [billing, technical, sales]\n")
+    code, _, err = demur("verify", tmp_path / "b", "--model", model, "--tasks", task)
+    assert code == 1
+    assert "made for another question, prompt" in err
+    task.write_text(task.read_text().replace("route", "other"))
+    assert "has no task route" in demur("verify", tmp_path / "b", "--model", model, "--tasks", task)[2]
+    weights = next(model.glob("*.safetensors"))
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert "made for another weights" in demur("verify", tmp_path / "b", "--model", model)[2]
+
+
+def test_diff(tmp_path):
+    make_bundle(tmp_path / "a", bundle_files())
+    make_bundle(tmp_path / "b", bundle_files(calibrator=fitted(PlattScaling()), issued=certificates()))
+    assert demur("diff", tmp_path / "a", tmp_path / "a") == (0, "", "")
+    code, out, _ = demur("diff", tmp_path / "a", tmp_path / "b")
+    assert code == 1
+    assert "method: temperature -> platt" in out
+    assert "file calibrator.json: changed" in out
+    assert f"trust from: None -> {certificates().trusted.threshold}" in out
+
+
+@pytest.mark.parametrize("command", ["show", "verify"])
+def test_a_directory_that_is_no_bundle(tmp_path, command):
+    code, _, err = demur(command, tmp_path)
+    assert code == 1
+    assert "is no bundle" in err

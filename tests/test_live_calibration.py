@@ -1,0 +1,125 @@
+"""From labelled rows to verdicts on the real engine: the command line, the route, and the bundle that ships."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+
+from demur.decision.bundle import read_bundle
+from demur.decision.taskfile import load_task
+from demur.server.calibrated import Calibrated
+from demur.server.decide import DecidePipeline
+from demur.server.settings import Settings
+from demur.server.types import DecideRequest, Verdict
+from tests.process.server import BIN
+
+if TYPE_CHECKING:
+    from tests.live import Live, LiveServer
+
+pytestmark = pytest.mark.engine
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+TASK = EXAMPLES / "tasks" / "voice_intent.yaml"
+BUNDLE = EXAMPLES / "bundles" / "voice_intent"
+
+
+def sample(path: Path, n: int) -> Path:
+    lines = (EXAMPLES / "data" / "voice_intent.jsonl").read_text(encoding="utf-8").splitlines()[:n]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def demur(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [str(BIN / "demur"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_calibrate_and_evaluate_through_a_server(demo_server: "LiveServer", tmp_path: Path) -> None:
+    data, out = sample(tmp_path / "rows.jsonl", 120), tmp_path / "bundle"
+    asked = ("--task", TASK, "--data", data, "--url", demo_server.url)
+    done = demur("calibrate", *asked, "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert "voice_intent: trusts " in done.stdout
+    assert "120 of 120 rows read" in done.stderr
+    bundle = read_bundle(out)
+    assert bundle.task == "voice_intent"
+    assert bundle.document("provenance.json")["counts"]["fitted"] == 120
+    # The reads are kept, so that the second run asks for none.
+    again = demur("calibrate", *asked, "--out", out, "--replace", "--alpha", 0.2)
+    assert (again.returncode, again.stderr) == (0, "rows.jsonl: 120 of 120 rows read\n")
+    report = demur("evaluate", *asked, "--out", tmp_path / "report", "--bundle", out)
+    assert report.returncode == 0, report.stderr
+    page = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
+    assert page.count("<svg") == 4
+    assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
+        "http://creativecommons.org", ""
+    )
+    figures = json.loads((tmp_path / "report" / "report.json").read_text(encoding="utf-8"))
+    assert figures["n"] == 120
+    assert figures["after"]["ece_quantile_15"] < figures["before"]["ece_quantile_15"]
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "said"),
+    [
+        (("--alpha", 1.5), 2, "--alpha is 1.5"),
+        (("--beta", 0.01), 2, "--beta is 0.01"),
+        (("--delta", 0), 2, "--delta is 0.0"),
+        (("--model", "models/demo"), 2, "give either --model or --url"),
+    ],
+)
+def test_options_that_cannot_be(
+    demo_server: "LiveServer", tmp_path: Path, options: tuple[object, ...], status: int, said: str
+) -> None:
+    data = sample(tmp_path / "rows.jsonl", 30)
+    done = demur(
+        "calibrate", "--task", TASK, "--data", data, "--url", demo_server.url, "--out", tmp_path / "b", *options
+    )
+    assert (done.returncode, said in done.stderr) == (status, True), done.stderr
+    assert not (tmp_path / "b").exists()
+
+
+def test_the_route_makes_a_bundle_and_serves_it(live: "Live", tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in sample(tmp_path / "rows.jsonl", 100).read_text().splitlines()]
+    (tmp_path / "bundles").mkdir()
+    server = live.serve(Settings(bundles=tmp_path / "bundles", admin_keys=("chief",), api_keys=("clerk",)))
+    try:
+        with httpx.Client(base_url=server.url, timeout=120, headers={"Authorization": "Bearer chief"}) as client:
+            path = "/tasks/voice_intent/calibrate"
+            assert client.post(path, json={"rows": rows}, headers={"Authorization": "Bearer clerk"}).status_code == 403
+            wrong = client.post(path, json={"rows": [*rows, {"input": "x", "label": "nothing"}], "alpha": 0.05})
+            assert (wrong.status_code, "rows:101: label" in wrong.json()["detail"]) == (422, True)
+            range_ = client.post(path, json={"rows": rows, "alpha": 1.0})
+            assert (range_.status_code, range_.json()["faults"][0]["path"]) == (422, ["alpha"])
+            ask = {"task": "voice_intent", "input": "will it snow tomorrow"}
+            assert client.post("/decide", json=ask).json()["calibration"] is None
+            made = client.post(path, json={"rows": rows}).raise_for_status().json()
+            answer = client.post("/decide", json=ask).json()
+            assert answer["calibration"]["bundle"] == made["bundle"]
+            assert read_bundle(tmp_path / "bundles" / "voice_intent").id == made["bundle"]
+            # Raw readings leave the bundle aside.
+            read = client.post("/tasks/voice_intent/readings", json={"inputs": [ask["input"], ""]}).json()
+            assert len(read["items"][0]["scores"]) == 8
+            assert read["pins"] == read_bundle(tmp_path / "bundles" / "voice_intent").pins
+    finally:
+        live.stop(server)
+
+
+def test_the_bundle_that_ships_trusts_reviews_and_defers(live: "Live", tmp_path: Path) -> None:
+    shutil.copytree(BUNDLE, tmp_path / "voice_intent")
+    bundle, task = read_bundle(tmp_path / "voice_intent"), load_task(TASK)
+    assert bundle.files["task.yaml"] == TASK.read_bytes()
+
+    async def verdicts() -> list[Verdict]:
+        pipeline = DecidePipeline(live.engine, max_input_tokens=4096)
+        prepared = pipeline.prepare([task], {"voice_intent": Calibrated.of(bundle)})
+        assert prepared.bundles["voice_intent"].mismatches == ()
+        await pipeline.adopt(prepared)
+        asked = [DecideRequest(task.spec, text, task, task.policy) for text in task.examples]
+        return [(await pipeline.decide(request)).verdict for request in asked]
+
+    assert live.run(verdicts()) == [Verdict.REVIEW, Verdict.DEFER, Verdict.TRUST]
