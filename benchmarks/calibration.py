@@ -26,7 +26,8 @@ from demur import calibration as dc
 from demur.decision.bundle import Bundle
 from demur.decision.readout import Readout
 from demur.decision.task import PolicyKind, PolicySpec, ReadoutKind
-from demur.server.calibrated import Calibrated, Guarantee, policy_hash
+from demur.server.calibrated import Calibrated, policy_hash
+from demur.server.guarantee import Guarantee
 from demur.server.policy import Evidence, judge
 
 Floats = npt.NDArray[np.float64]

@@ -44,12 +44,20 @@ from demur.calibration.errors import (
     Refused,
     TooFewLabels,
 )
-from demur.calibration.grid import is_trusted, on_grid, threshold_above, threshold_below
+from demur.calibration.grid import is_trusted, on_grid, reaches, threshold_above, threshold_below
 from demur.calibration.intervals import Interval, binomial_interval, bootstrap_interval
 from demur.calibration.labels_needed import LabelsNeeded, labels_needed
 from demur.calibration.monitor import Outcome, RecentRisk, RiskMonitor
 from demur.calibration.noise_band import NoiseBand, confidence_noise_band, ece_noise_band
-from demur.calibration.policy import Ruling, budget, budget_threshold, certified, expected_cost, fixed_thresholds
+from demur.calibration.policy import (
+    Ruling,
+    budget,
+    budget_threshold,
+    certified,
+    cheapest,
+    expected_cost,
+    fixed_thresholds,
+)
 from demur.calibration.proper_scores import (
     BrierDecomposition,
     accuracy,
@@ -133,6 +141,7 @@ __all__ = [
     "certify",
     "certify_slices",
     "certify_verdicts",
+    "cheapest",
     "classwise_calibration_error",
     "confidence_noise_band",
     "debiased_calibration_error",
@@ -148,6 +157,7 @@ __all__ = [
     "most_slices",
     "negative_log_likelihood",
     "on_grid",
+    "reaches",
     "reliability_bins",
     "risk_coverage",
     "select_calibrator",

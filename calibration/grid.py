@@ -12,6 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 
 DIGITS = 6
 STEP = 10.0**-DIGITS
+_STEPS = 10.0**DIGITS
+_EXACT = 2.0**52
 
 
 def on_grid(score: ArrayLike) -> NDArray[np.float64]:
@@ -22,6 +24,14 @@ def on_grid(score: ArrayLike) -> NDArray[np.float64]:
 def is_trusted(score: ArrayLike, threshold: float) -> NDArray[np.bool_]:
     """Whether each score reaches `threshold` on the grid; the same shape as `score`."""
     return np.asarray(on_grid(score) >= threshold)
+
+
+def reaches(score: float, threshold: float) -> bool:
+    """`is_trusted` of one number: the same arithmetic without arrays, for serving. NaN reaches nothing."""
+    scaled = score * _STEPS
+    if not -_EXACT < scaled < _EXACT:  # beyond it every number is on the grid
+        return score >= threshold
+    return round(scaled) / _STEPS >= threshold
 
 
 def threshold_below(score: ArrayLike) -> NDArray[np.float64]:

@@ -102,9 +102,15 @@ def expected_cost(
         raise PolicyError(f"decision must lie between 0 and {options - 1}")
     trust = np.einsum("nk,nk->n", p, c[d])
     costs = np.column_stack([trust, np.full_like(trust, review_price), np.full_like(trust, defer_price)])
-    # On the grid, as scores are, so that noise does not choose between equals; argmin from the careful end.
-    codes = 2 - np.argmin(on_grid(costs)[:, ::-1], axis=1)
-    return Ruling(codes.astype(np.int8), "expected_cost", costs=costs)
+    return Ruling(cheapest(costs), "expected_cost", costs=costs)
+
+
+def cheapest(costs: ArrayLike) -> NDArray[np.int8]:
+    """The verdicts, shape (n,), that cost least, given the expected costs of trust, review and defer, shape (n, 3).
+
+    On the grid, as scores are, so that noise does not choose between equals; of these the more careful one.
+    """
+    return np.asarray(2 - np.argmin(on_grid(costs)[:, ::-1], axis=1), dtype=np.int8)
 
 
 def budget_threshold(reference: ArrayLike, to_people: float) -> float:

@@ -12,10 +12,9 @@ rows are those with at least `min_label_mass`: a decision below it is deferred w
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from datetime import datetime
-from typing import Any, Literal, Protocol, get_args
+from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +22,6 @@ from numpy.typing import NDArray
 from demur.calibration import (
     CalibrationError,
     Calibrator,
-    Certificate,
     CorrectnessModel,
     Identity,
     NotFitted,
@@ -35,10 +33,9 @@ from demur.decision.errors import BundleError
 from demur.decision.prompt import CompiledPrompt
 from demur.decision.readout import Readout
 from demur.decision.task import DEFAULT_MIN_LABEL_MASS, DecisionSpec, Mode, PolicySpec, ReadoutKind
+from demur.server.guarantee import Guarantee, guarantee_of
+from demur.server.guarantee import ScoreName as ScoreName  # fitting asks for it here
 from demur.server.types import CalibrationInfo
-
-#: What decisions may be ranked by; all lie in [-1, 1]. The first two know no label, so every label may certify them.
-ScoreName = Literal["top_probability", "margin", "p_correct"]
 
 
 class Running(Protocol):
@@ -85,33 +82,12 @@ def min_label_mass(policy: PolicySpec, readout: ReadoutKind) -> float:
 
 def policy_hash(policy: PolicySpec, readout: ReadoutKind) -> str:
     """SHA-256 (hex) of what a policy does to the trusted set besides its threshold: whose label mass is too low."""
-    return _sha256({"min_label_mass": min_label_mass(policy, readout)})
+    return _mass_hash(min_label_mass(policy, readout))
 
 
-@dataclass(frozen=True, slots=True)
-class Guarantee:
-    """The certificates of a bundle, and what they are bound to: score, policy and dates."""
-
-    score: ScoreName
-    trusted: Certificate | None
-    not_deferred: Certificate | None
-    policy_hash: str
-    issued_at: datetime
-    expires_at: datetime | None
-
-    def valid(self, now: datetime) -> bool:
-        """Whether some trust is certified and has not expired at `now` (with a time zone)."""
-        return self.trusted is not None and self.trusted.threshold is not None and not self.expired(now)
-
-    @property
-    def ends_at(self) -> datetime | None:
-        """When the whole, or what it promises of trust, expires first."""
-        ends = [self.expires_at, None if self.trusted is None else self.trusted.expires_at]
-        return min((end for end in ends if end is not None), default=None)
-
-    def expired(self, now: datetime) -> bool:
-        """Whether `now` (with a time zone) is at or past the expiry."""
-        return self.ends_at is not None and now >= self.ends_at
+@lru_cache(maxsize=256)
+def _mass_hash(least: float) -> str:
+    return _sha256({"min_label_mass": least})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -141,7 +117,7 @@ class Calibrated:
     def of(cls, bundle: Bundle) -> "Calibrated":
         """Parses a bundle. Raises BundleError naming the file, also where calibrator and certificate do not agree."""
         calibrator, correctness = _calibrator(bundle)
-        guarantee = _guarantee(bundle)
+        guarantee = guarantee_of(bundle)
         if guarantee is not None:
             _check_route(bundle, calibrator, correctness, guarantee)
         return cls(bundle, calibrator, correctness, guarantee, _reference(bundle))
@@ -212,49 +188,6 @@ def _calibrator(bundle: Bundle) -> tuple[Calibrator, CorrectnessModel | None]:
     return calibrator, correctness
 
 
-def _guarantee(bundle: Bundle) -> Guarantee | None:
-    file = bundle.path / "certificate.json"
-    match bundle.document("certificate.json"):
-        case None:
-            return None
-        case {
-            "trusted": dict() | None as trusted,
-            "not_deferred": dict() | None as not_deferred,
-            "score": str() as score,
-            "issued_at": str() as issued_at,
-            "expires_at": str() | None as expires_at,
-            "policy_hash": str() as policy,
-        } if score in get_args(ScoreName):
-            pass
-        case _:
-            raise BundleError(f"{file} is not what certifies a bundle")
-    try:
-        guarantee = Guarantee(
-            score,  # type: ignore[arg-type]  # the pattern's guard says that it is one
-            _certificate(trusted),
-            _certificate(not_deferred),
-            policy,
-            _time(issued_at),
-            None if expires_at is None else _time(expires_at),
-        )
-    except ValueError as error:  # CalibrationError is one
-        raise BundleError(f"{file}: {error}") from None
-    for certificate, claim in ((guarantee.trusted, "trusted"), (guarantee.not_deferred, "not_deferred")):
-        if certificate is not None and (certificate.claim, certificate.score) != (claim, score):
-            raise BundleError(f"{file}: the certificate under `{claim}` is about another claim or score")
-    return guarantee
-
-
-def _certificate(stored: Mapping[str, Any] | None) -> Certificate | None:
-    if stored is None:
-        return None
-    certificate = Certificate.from_json(json.dumps(stored))
-    for time in (certificate.issued_at, certificate.expires_at):
-        if time is not None and time.tzinfo is None:
-            raise ValueError("a time has no time zone")
-    return certificate
-
-
 def _check_route(
     bundle: Bundle, calibrator: Calibrator, correctness: CorrectnessModel | None, guarantee: Guarantee
 ) -> None:
@@ -283,13 +216,6 @@ def _reference(bundle: Bundle) -> NDArray[np.float64] | None:
     if reference.ndim != 1 or not np.isfinite(reference).all():
         raise BundleError(f"{bundle.path / 'reference.json'}: `scores` must be a list of finite numbers")
     return reference if reference.size else None
-
-
-def _time(text: str) -> datetime:
-    time = datetime.fromisoformat(text)
-    if time.tzinfo is None:
-        raise ValueError("a time has no time zone")
-    return time
 
 
 def _sha256(value: Json) -> str:

@@ -8,9 +8,10 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from math import inf
 
-from demur.calibration import PolicyError, budget_threshold, expected_cost, is_trusted
+from demur.calibration import PolicyError, budget_threshold, cheapest, reaches
 from demur.decision.task import PolicyKind, PolicySpec, ReadoutKind, Scale
-from demur.server.calibrated import Applied, Calibrated, Guarantee, min_label_mass, policy_hash
+from demur.server.calibrated import Applied, Calibrated, min_label_mass, policy_hash
+from demur.server.guarantee import Guarantee, statement
 from demur.server.types import CertificateInfo, PolicyOverride, Reason, Verdict
 
 _BY_COST = (Verdict.TRUST, Verdict.REVIEW, Verdict.DEFER)
@@ -79,19 +80,9 @@ def carried(policy: PolicySpec, calibrated: Calibrated, readout: ReadoutKind, no
     """The certificate that a policy's trusted set carries at `now`; None if that set is not on its list."""
     guarantee = calibrated.guarantee
     threshold = _certified_threshold(policy, guarantee, readout)
-    if threshold is None or guarantee is None or guarantee.trusted is None or guarantee.expired(now):
+    if threshold is None or guarantee is None or guarantee.expired(now):
         return None
-    certificate, expires_at = guarantee.trusted, guarantee.ends_at
-    return CertificateInfo(
-        alpha=certificate.alpha,
-        delta=certificate.delta,
-        threshold=threshold,
-        n=certificate.n,
-        score=certificate.score,
-        attempt=certificate.attempt,
-        issued_at=certificate.issued_at.isoformat(),
-        expires_at=None if expires_at is None else expires_at.isoformat(),
-    )
+    return statement(guarantee, threshold)
 
 
 def _certified_threshold(policy: PolicySpec, guarantee: Guarantee | None, readout: ReadoutKind) -> float | None:
@@ -100,7 +91,7 @@ def _certified_threshold(policy: PolicySpec, guarantee: Guarantee | None, readou
         return None
     match policy.rule:
         case PolicyKind.CERTIFIED:
-            return guarantee.trusted.threshold
+            return guarantee.trust_at
         case PolicyKind.FIXED if policy.scale is Scale.SCORE or guarantee.score == "p_correct":
             return policy.trust_at if guarantee.trusted.covers(policy.trust_at) else None
         case _:
@@ -108,7 +99,7 @@ def _certified_threshold(policy: PolicySpec, guarantee: Guarantee | None, readou
 
 
 def _rule(policy: PolicySpec, override: PolicyOverride, evidence: Evidence) -> _Ruled:
-    if override.defer_below is not None and not is_trusted(evidence.confidence, override.defer_below):
+    if override.defer_below is not None and not reaches(evidence.confidence, override.defer_below):
         return _Ruled(Verdict.DEFER, Reason.BELOW_DEFER_THRESHOLD)
     match policy.rule:
         case PolicyKind.FIXED:
@@ -122,7 +113,7 @@ def _rule(policy: PolicySpec, override: PolicyOverride, evidence: Evidence) -> _
     if (
         ruled.verdict is Verdict.TRUST
         and override.trust_at is not None
-        and not is_trusted(evidence.confidence, override.trust_at)
+        and not reaches(evidence.confidence, override.trust_at)
     ):
         return _Ruled(Verdict.REVIEW, Reason.BELOW_TRUST_THRESHOLD)
     return ruled
@@ -133,7 +124,7 @@ def _fixed(policy: PolicySpec, evidence: Evidence) -> _Ruled:
     known = evidence.applied is not None and evidence.applied.p_correct is not None
     if policy.scale is Scale.SCORE and evidence.applied is not None:
         value, known = evidence.applied.score, True
-    if policy.defer_below is not None and not is_trusted(value, policy.defer_below):
+    if policy.defer_below is not None and not reaches(value, policy.defer_below):
         return _Ruled(Verdict.DEFER, Reason.BELOW_DEFER_THRESHOLD)
     if not known and not policy.allow_uncalibrated:
         return _Ruled(Verdict.REVIEW, Reason.UNCALIBRATED)
@@ -144,15 +135,15 @@ def _certified(evidence: Evidence) -> _Ruled:
     if evidence.applied is None or evidence.calibrated is None:
         return _Ruled(Verdict.REVIEW, Reason.UNCALIBRATED)
     guarantee = evidence.calibrated.guarantee
-    trust = guarantee.trusted.threshold if guarantee is not None and guarantee.trusted is not None else None
+    trust = None if guarantee is None else guarantee.trust_at
     score = evidence.applied.score
-    if trust is not None and is_trusted(score, trust):
+    if trust is not None and reaches(score, trust):
         return _from(score, trust)
     if guarantee is not None and guarantee.not_deferred is not None:
-        answered = guarantee.not_deferred.threshold
+        answered = guarantee.answer_at
         # Where the stricter promise reaches further than the looser one, it covers the answers too.
         defer = min(inf if trust is None else trust, inf if answered is None else answered)
-        if not is_trusted(score, defer):
+        if not reaches(score, defer):
             nothing = defer == inf
             return _Ruled(Verdict.DEFER, Reason.NOTHING_CERTIFIED if nothing else Reason.BELOW_DEFER_THRESHOLD)
     if trust is None:
@@ -166,14 +157,10 @@ def _cost(policy: PolicySpec, evidence: Evidence) -> _Ruled:
         return _Ruled(Verdict.REVIEW, Reason.UNCALIBRATED)
     if policy.cost is None or policy.review_price is None or policy.defer_price is None:
         raise PolicyError("a cost policy without its costs")
-    ruling = expected_cost(
-        applied.probabilities[None],
-        [applied.index],
-        policy.cost,
-        review_price=policy.review_price,
-        defer_price=policy.defer_price,
-    )
-    return _Ruled(_BY_COST[int(ruling.codes[0])], Reason.LEAST_EXPECTED_COST)
+    # A policy's costs were checked when it was read, and a distribution comes from the calibrator.
+    trust = float(applied.probabilities @ policy.cost[applied.index])
+    code = cheapest([[trust, policy.review_price, policy.defer_price]])[0]
+    return _Ruled(_BY_COST[code], Reason.LEAST_EXPECTED_COST)
 
 
 def _budget(policy: PolicySpec, evidence: Evidence) -> _Ruled:
@@ -192,7 +179,7 @@ def _budget_threshold(calibrated: Calibrated, to_people: float) -> float:
 
 
 def _from(value: float, threshold: float | None) -> _Ruled:
-    if threshold is not None and is_trusted(value, threshold):
+    if threshold is not None and reaches(value, threshold):
         return _Ruled(Verdict.TRUST, Reason.ABOVE_TRUST_THRESHOLD)
     return _Ruled(Verdict.REVIEW, Reason.BELOW_TRUST_THRESHOLD)
 

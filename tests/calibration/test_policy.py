@@ -14,6 +14,7 @@ from demur.calibration import (
     expected_cost,
     fixed_thresholds,
     is_trusted,
+    reaches,
 )
 
 
@@ -101,3 +102,13 @@ def test_a_budget_names_its_rule_and_refuses_what_is_none():
     for scores, share in (([], 0.2), (reference, 1.2), (reference, float("nan")), ([float("nan")], 0.2)):
         with pytest.raises(PolicyError):
             budget_threshold(scores, share)
+
+
+@given(
+    st.floats(-1e9, 1e9) | st.sampled_from([float("nan"), float("inf")]),
+    st.floats(-2, 2),
+    st.sampled_from([0.0, 5e-7, 1e-6, 4.9e-7]),
+)
+def test_one_number_reaches_a_threshold_as_an_array_does(anything, near, off):
+    for score, threshold in ((anything, 0.5), (near, near + off), (near - off, near), (near, anything)):
+        assert reaches(score, threshold) == bool(is_trusted(score, threshold))

@@ -8,7 +8,8 @@ import pytest
 
 from demur.calibration import Identity
 from demur.decision.task import PolicyKind, PolicySpec, ReadoutKind, Scale
-from demur.server.calibrated import Applied, Calibrated, Guarantee, policy_hash
+from demur.server.calibrated import Applied, Calibrated, policy_hash
+from demur.server.guarantee import Guarantee
 from demur.server.policy import Evidence, judge
 from demur.server.types import PolicyOverride
 

@@ -1,0 +1,119 @@
+"""A bundle's certificates while serving: which scores they let trust, what answers say of them, until when."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import lru_cache
+from typing import Any, Literal, get_args
+
+from demur.calibration import Certificate
+from demur.decision.bundle import Bundle
+from demur.decision.errors import BundleError
+from demur.server.types import CertificateInfo
+
+#: What decisions may be ranked by; all lie in [-1, 1]. The first two know no label, so every label may certify them.
+ScoreName = Literal["top_probability", "margin", "p_correct"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Guarantee:
+    """The certificates of a bundle, and what they are bound to: score, policy and dates.
+
+    `trust_at`, `answer_at`: the loosest thresholds certified for trust and for answers; None where there is none.
+    `ends_at`: when the whole, or what it promises of trust, expires first.
+    """
+
+    score: ScoreName
+    trusted: Certificate | None
+    not_deferred: Certificate | None
+    policy_hash: str
+    issued_at: datetime
+    expires_at: datetime | None
+    trust_at: float | None = field(init=False)
+    answer_at: float | None = field(init=False)
+    ends_at: datetime | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        # Lists of thresholds are long, and every decision asks for their ends.
+        for name, certificate in (("trust_at", self.trusted), ("answer_at", self.not_deferred)):
+            object.__setattr__(self, name, None if certificate is None else certificate.threshold)
+        ends = [self.expires_at, None if self.trusted is None else self.trusted.expires_at]
+        object.__setattr__(self, "ends_at", min((end for end in ends if end is not None), default=None))
+
+    def valid(self, now: datetime) -> bool:
+        """Whether some trust is certified and has not expired at `now` (with a time zone)."""
+        return self.trust_at is not None and not self.expired(now)
+
+    def expired(self, now: datetime) -> bool:
+        """Whether `now` (with a time zone) is at or past the expiry."""
+        return self.ends_at is not None and now >= self.ends_at
+
+
+@lru_cache(maxsize=256)
+def statement(guarantee: Guarantee, threshold: float) -> CertificateInfo | None:
+    """What answers say of the trusted set that begins at `threshold`, one of the certified ones."""
+    certificate = guarantee.trusted
+    if certificate is None:
+        return None
+    return CertificateInfo(
+        alpha=certificate.alpha,
+        delta=certificate.delta,
+        threshold=threshold,
+        n=certificate.n,
+        score=certificate.score,
+        attempt=certificate.attempt,
+        issued_at=certificate.issued_at.isoformat(),
+        expires_at=None if guarantee.ends_at is None else guarantee.ends_at.isoformat(),
+    )
+
+
+def guarantee_of(bundle: Bundle) -> Guarantee | None:
+    """What a bundle's certificate.json says. Raises BundleError naming the file."""
+    file = bundle.path / "certificate.json"
+    match bundle.document("certificate.json"):
+        case None:
+            return None
+        case {
+            "trusted": dict() | None as trusted,
+            "not_deferred": dict() | None as not_deferred,
+            "score": str() as score,
+            "issued_at": str() as issued_at,
+            "expires_at": str() | None as expires_at,
+            "policy_hash": str() as policy,
+        } if score in get_args(ScoreName):
+            pass
+        case _:
+            raise BundleError(f"{file} is not what certifies a bundle")
+    try:
+        guarantee = Guarantee(
+            score,  # type: ignore[arg-type]  # the pattern's guard says that it is one
+            _certificate(trusted),
+            _certificate(not_deferred),
+            policy,
+            _time(issued_at),
+            None if expires_at is None else _time(expires_at),
+        )
+    except ValueError as error:  # CalibrationError is one
+        raise BundleError(f"{file}: {error}") from None
+    for certificate, claim in ((guarantee.trusted, "trusted"), (guarantee.not_deferred, "not_deferred")):
+        if certificate is not None and (certificate.claim, certificate.score) != (claim, score):
+            raise BundleError(f"{file}: the certificate under `{claim}` is about another claim or score")
+    return guarantee
+
+
+def _certificate(stored: Mapping[str, Any] | None) -> Certificate | None:
+    if stored is None:
+        return None
+    certificate = Certificate.from_json(json.dumps(stored))
+    for time in (certificate.issued_at, certificate.expires_at):
+        if time is not None and time.tzinfo is None:
+            raise ValueError("a time has no time zone")
+    return certificate
+
+
+def _time(text: str) -> datetime:
+    time = datetime.fromisoformat(text)
+    if time.tzinfo is None:
+        raise ValueError("a time has no time zone")
+    return time
