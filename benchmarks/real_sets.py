@@ -1,10 +1,10 @@
 """Accuracy, calibration and certified coverage of the demo model on real sets, before and after calibration.
 
-Each set is cut to 1,000 rows by a hash of the input, read once by the engine in this process, and judged by the code
+Each set is cut to 400 rows by a hash of the input, read once by the engine in this process, and judged by the code
 behind `demur evaluate` and `demur calibrate`. "Before" is the model's own probability; "after" is cross-fitted.
 Coverage is certified on both routes at delta .05, at alpha .05 and at .2, which is easier to meet.
 
-    .venv/bin/python -m benchmarks.real_sets               # 10 to 20 minutes on two cores; writes docs/real_sets.md
+    .venv/bin/python -m benchmarks.real_sets               # 5 to 10 minutes on two cores; writes docs/real_sets.md
     .venv/bin/python -m benchmarks.real_sets --rows 200 --only csqa
 """
 
@@ -129,7 +129,7 @@ async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--model", default="models/demo")
-    parser.add_argument("--rows", type=int, default=1000)
+    parser.add_argument("--rows", type=int, default=400)
     parser.add_argument("--only", choices=list(SETS))
     parser.add_argument("--out", type=Path, default=Path("docs/real_sets.md"))
     given = parser.parse_args()
