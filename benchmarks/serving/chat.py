@@ -13,7 +13,7 @@ from benchmarks.serving.rounds import in_turn
 from benchmarks.serving.tasks import TASK, bank
 
 _MODEL = "demo"
-_SECONDS = 10.0
+_SECONDS = 6.0
 _CALLERS = 16
 _BODIES = 1200
 

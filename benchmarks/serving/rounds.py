@@ -1,5 +1,6 @@
 """Arms in turn: whatever else the machine does then falls on all of them alike."""
 
+import sys
 from collections.abc import Callable, Sequence
 
 ROUNDS = 5
@@ -16,4 +17,5 @@ def in_turn(arms: Sequence[Callable[[int], float]], rounds: int = ROUNDS) -> lis
             figure = arm(number)
             if number:
                 kept.append(figure)
+        print(f"  round {number}:", *(f"{arm[-1]:.2f}" for arm in figures if arm), file=sys.stderr, flush=True)
     return figures

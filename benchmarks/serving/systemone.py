@@ -12,7 +12,7 @@ from benchmarks.serving.rounds import in_turn
 from benchmarks.serving.tasks import TASK, bank
 
 _MODEL = "qwen3"
-_SECONDS = 10.0
+_SECONDS = 6.0
 _MANY = 16
 #: More bodies than either server answers in a round.
 _BODIES = {1: 400, _MANY: 1200}

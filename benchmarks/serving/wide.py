@@ -13,7 +13,7 @@ from benchmarks.serving.rounds import in_turn
 from benchmarks.serving.tasks import task_directory
 
 _WIDE, _NARROW = "wide", "narrow"
-_SECONDS = 3.0
+_SECONDS = 5.0
 _BODIES = 400
 #: One token behind a word, in the demo model's vocabulary.
 _FILLER = " word"
