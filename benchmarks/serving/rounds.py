@@ -11,11 +11,9 @@ def in_turn(arms: Sequence[Callable[[int], float]], rounds: int = ROUNDS) -> lis
 
     Round 0 warms caches and is not counted.
     """
-    figures: list[list[float]] = [[] for _ in arms]
+    figures: list[list[float]] = []
     for number in range(rounds + 1):
-        for arm, kept in zip(arms, figures, strict=True):
-            figure = arm(number)
-            if number:
-                kept.append(figure)
-        print(f"  round {number}:", *(f"{arm[-1]:.2f}" for arm in figures if arm), file=sys.stderr, flush=True)
-    return figures
+        figures.append([arm(number) for arm in arms])
+        shown = "warming caches" if number == 0 else "  ".join(f"{figure:.2f}" for figure in figures[-1])
+        print(f"  round {number}: {shown}", file=sys.stderr, flush=True)
+    return [list(arm) for arm in zip(*figures[1:], strict=True)]
