@@ -42,10 +42,18 @@ class Row:
         return "" if self.at_most is None else f"<= {self.at_most:g}{unit}"
 
 
+def paired(what: str, unit: str, ours: Sequence[float], theirs: Sequence[float], **more: Any) -> Row:
+    """A row of rounds taken in turn: medians of both, and the median of the rounds' ratios, ours by theirs.
+
+    What slows the machine down slows both arms of a round, so a ratio is steadier than either figure.
+    """
+    ratio = median(mine / other for mine, other in zip(ours, theirs, strict=True))
+    return Row(what=what, unit=unit, ours=median(ours), theirs=median(theirs), ratio=ratio, **more)
+
+
 def faster(what: str, ours: Sequence[float], theirs: Sequence[float], **more: Any) -> Row:
-    """A row of rates (decisions/s): how many times ours is theirs, at the medians of the rounds."""
-    mine, other = median(ours), median(theirs)
-    return Row(what=what, unit="decisions/s", ours=mine, theirs=other, ratio=mine / other, **more)
+    """A row of rates: the ratio says how many times theirs ours is."""
+    return paired(what, "decisions/s", ours, theirs, **more)
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 from benchmarks.serving import questions, servers
 from benchmarks.serving.load import drive
 from benchmarks.serving.models import DEMO
-from benchmarks.serving.report import Row
+from benchmarks.serving.report import Row, faster
 from benchmarks.serving.rounds import in_turn
 from benchmarks.serving.tasks import bank
 from demur.server.demo_model import gguf_path
@@ -54,15 +54,14 @@ def run() -> Sequence[Row]:
     with servers.demur(DEMO, bank(), name="typed-demur") as ours, _typed_gguf() as theirs:
         fresh = count()
 
-        def milliseconds(port: int, model: str) -> float:
+        def rate(port: int, model: str) -> float:
             texts = questions.inputs(f"three/{next(fresh)}", _BODIES)
             bodies: list[Any] = [questions.systemone(model, _QUESTION, _OPTIONS, text) for text in texts]
-            return 1e3 * median(drive(port, "/v1/systemone", bodies, callers=1, seconds=_SECONDS).latencies)
+            return 1 / median(drive(port, "/v1/systemone", bodies, callers=1, seconds=_SECONDS).latencies)
 
-        mine, other = in_turn([lambda _: milliseconds(ours.port, DEMO.name), lambda _: milliseconds(theirs, "demo")])
-    ours_ms, theirs_ms = median(mine), median(other)
-    what = "ad hoc choice of 3 options, one caller, against typed-gguf 0.3.0 (ratio: how many times as fast)"
-    return [Row(what=what, unit="ms", ours=ours_ms, theirs=theirs_ms, ratio=theirs_ms / ours_ms, at_least=3)]
+        mine, other = in_turn([lambda _: rate(ours.port, DEMO.name), lambda _: rate(theirs, "demo")])
+    what = "choice of 3 options, one caller, against typed-gguf 0.3.0 (1 / median time)"
+    return [faster(what, mine, other, at_least=3)]
 
 
 def set_up() -> None:

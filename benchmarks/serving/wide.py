@@ -8,7 +8,7 @@ from statistics import median
 from benchmarks.serving import questions, servers
 from benchmarks.serving.load import drive
 from benchmarks.serving.models import DEMO
-from benchmarks.serving.report import Row
+from benchmarks.serving.report import Row, paired
 from benchmarks.serving.rounds import in_turn
 from benchmarks.serving.tasks import task_directory
 
@@ -34,9 +34,8 @@ def run() -> Sequence[Row]:
             return 1e3 * median(burst.latencies)
 
         wide, narrow = in_turn([lambda _: milliseconds(_WIDE), lambda _: milliseconds(_NARROW)])
-    mine, other = median(wide), median(narrow)
     what = f"255 options against 26, one caller, prompts of {lengths[_WIDE]:.0f} and {lengths[_NARROW]:.0f} tokens"
-    return [Row(what=what, unit="ms", ours=mine, theirs=other, ratio=mine / other, at_most=1.3)]
+    return [paired(what, "ms", wide, narrow, at_most=1.3)]
 
 
 def _tasks() -> Path:
