@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from functools import partial
-from itertools import count
 from typing import Any
 
 from benchmarks.serving import questions, servers
@@ -24,17 +23,16 @@ def run() -> Sequence[Row]:
         servers.demur(DEMO, bank(), name="chat-demur") as ours,
         servers.vllm(DEMO, _MODEL, name="chat-vllm") as theirs,
     ):
-        fresh = count()
 
-        def rate(server: servers.Server, path: str, body: Any) -> float:
-            asked = [body(text) for text in questions.inputs(f"chat/{next(fresh)}", _BODIES)]
+        def rate(number: int, server: servers.Server, path: str, body: Any) -> float:
+            asked = [body(text) for text in questions.inputs(f"chat/{number}", _BODIES)]
             return drive(server.port, path, asked, callers=_CALLERS, seconds=_SECONDS).rate
 
         mine, first, cached = in_turn(
             [
-                lambda _: rate(ours, "/decide", partial(questions.decide, TASK)),
-                lambda _: rate(theirs, "/v1/chat/completions", partial(_chat, input_first=True)),
-                lambda _: rate(theirs, "/v1/chat/completions", partial(_chat, input_first=False)),
+                lambda n: rate(n, ours, "/decide", partial(questions.decide, TASK)),
+                lambda n: rate(n, theirs, "/v1/chat/completions", partial(_chat, input_first=True)),
+                lambda n: rate(n, theirs, "/v1/chat/completions", partial(_chat, input_first=False)),
             ]
         )
     return [

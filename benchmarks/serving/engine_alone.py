@@ -6,7 +6,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import count
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,14 +25,13 @@ _READS = 256
 def run() -> Sequence[Row]:
     """Rates with 64 callers, and the time of a request outside the await on the engine with one."""
     with servers.demur(DEMO, bank(), name="engine-demur") as ours, _offline(DEMO) as engine:
-        fresh = count()
 
-        def served(_: int) -> float:
-            bodies = [questions.decide(TASK, text) for text in questions.inputs(f"engine/{next(fresh)}", 1500)]
+        def served(number: int) -> float:
+            bodies = [questions.decide(TASK, text) for text in questions.inputs(f"engine/{number}", 1500)]
             return drive(ours.port, "/decide", bodies, callers=_CALLERS, seconds=_SECONDS).rate
 
-        def alone(_: int) -> float:
-            return _READS / engine(f"alone/{next(fresh)}", _READS)
+        def alone(number: int) -> float:
+            return _READS / engine(f"engine/{number}", _READS)
 
         mine, theirs = in_turn([served, alone])
         bodies = [questions.decide(TASK, text) for text in questions.inputs("outside", 1500)]

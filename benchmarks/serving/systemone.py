@@ -1,7 +1,6 @@
 """Against vLLM's own `/v1/systemone`: the same questions, the same engine settings, a model that both can serve."""
 
 from collections.abc import Callable, Sequence
-from itertools import count
 from typing import Any
 
 from benchmarks.serving import questions, servers
@@ -29,13 +28,11 @@ def run() -> Sequence[Row]:
     ):
 
         def compare(callers: int, mine: tuple[str, Bodies], other: Bodies) -> tuple[list[float], list[float]]:
-            fresh = count()
-
-            def rate(server: servers.Server, path: str, bodies: Bodies) -> float:
-                asked = bodies(f"{callers}/{next(fresh)}", _BODIES[callers])
+            def rate(number: int, server: servers.Server, path: str, bodies: Bodies) -> float:
+                asked = bodies(f"{callers}/{number}", _BODIES[callers])
                 return drive(server.port, path, asked, callers=callers, seconds=_SECONDS).rate
 
-            first, second = in_turn([lambda _: rate(ours, *mine), lambda _: rate(theirs, "/v1/systemone", other)])
+            first, second = in_turn([lambda n: rate(n, ours, *mine), lambda n: rate(n, theirs, "/v1/systemone", other)])
             return first, second
 
         registered = ("/decide", _registered)

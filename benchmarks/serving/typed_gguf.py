@@ -12,8 +12,6 @@ import sys
 import venv
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import count
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -49,17 +47,16 @@ _BODIES = 500
 def run() -> Sequence[Row]:
     """The median time of a choice of three options, one caller, the same body to both servers' `/v1/systemone`."""
     if not _DONE.exists():
-        print(f"typed-gguf: skipped; to enable it, run {Path(sys.executable).name} -m {__spec__.name}", file=sys.stderr)
+        print("typed-gguf: skipped; to enable it: .venv/bin/python -m benchmarks.serving.typed_gguf", file=sys.stderr)
         return []
     with servers.demur(DEMO, bank(), name="typed-demur") as ours, _typed_gguf() as theirs:
-        fresh = count()
 
-        def rate(port: int, model: str) -> float:
-            texts = questions.inputs(f"three/{next(fresh)}", _BODIES)
+        def rate(number: int, port: int, model: str) -> float:
+            texts = questions.inputs(f"three/{number}", _BODIES)
             bodies: list[Any] = [questions.systemone(model, _QUESTION, _OPTIONS, text) for text in texts]
             return 1 / median(drive(port, "/v1/systemone", bodies, callers=1, seconds=_SECONDS).latencies)
 
-        mine, other = in_turn([lambda _: rate(ours.port, DEMO.name), lambda _: rate(theirs, "demo")])
+        mine, other = in_turn([lambda n: rate(n, ours.port, DEMO.name), lambda n: rate(n, theirs, "demo")])
     what = "choice of 3 options, one caller, against typed-gguf 0.3.0 (1 / median time)"
     return [faster(what, mine, other, at_least=3)]
 

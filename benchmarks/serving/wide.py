@@ -1,7 +1,6 @@
 """255 options against 26 in prompts of equal length: what reading more labels costs."""
 
 from collections.abc import Sequence
-from itertools import count
 from pathlib import Path
 from statistics import median
 
@@ -22,18 +21,17 @@ _FILLER = " word"
 def run() -> Sequence[Row]:
     """Median time of one caller's request, prefix cached, everything in one engine request."""
     with servers.demur(DEMO, _tasks(), name="wide-demur") as server:
-        fresh = count()
         lengths: dict[str, float] = {}
 
-        def milliseconds(task: str) -> float:
-            bodies = [questions.decide(task, text) for text in questions.inputs(f"wide/{next(fresh)}", _BODIES)]
+        def milliseconds(number: int, task: str) -> float:
+            bodies = [questions.decide(task, text) for text in questions.inputs(f"wide/{number}", _BODIES)]
             burst = drive(server.port, "/decide", bodies, callers=1, seconds=_SECONDS)
             usage = [answer["usage"] for answer in burst.answers]
             assert all(one["reads"] == 1 and one["cached_tokens"] for one in usage)
             lengths[task] = median(one["prompt_tokens"] for one in usage)
             return 1e3 * median(burst.latencies)
 
-        wide, narrow = in_turn([lambda _: milliseconds(_WIDE), lambda _: milliseconds(_NARROW)])
+        wide, narrow = in_turn([lambda n: milliseconds(n, _WIDE), lambda n: milliseconds(n, _NARROW)])
     what = f"255 options against 26, one caller, prompts of {lengths[_WIDE]:.0f} and {lengths[_NARROW]:.0f} tokens"
     return [paired(what, "ms", wide, narrow, at_most=1.3)]
 
