@@ -1,0 +1,1 @@
+"""Benchmarks, each a module that `python -m benchmarks.NAME` runs."""
