@@ -20,6 +20,9 @@ from demur.decision.task import LengthHandling, ReadoutKind
 #: The most ids that one read asks for: 255 options and a terminator.
 MAX_READ_IDS = 256
 
+#: The longest label. Each of its tokens is a read of its own, and planning them takes the square of their number.
+MAX_LABEL_TOKENS = 64
+
 #: Log-probabilities are floored here, so that a read of exactly zero probability stays a number.
 LOG_ZERO = -1e4
 
@@ -137,7 +140,7 @@ def plan_labels(
 
     Raises
     ------
-    LabelError : two sequences are the same, one is empty, or a label cannot be closed.
+    LabelError : two sequences are the same, one is empty or longer than `MAX_LABEL_TOKENS`, or one cannot be closed.
     """
     paths = [tuple(sequence) for sequence in sequences]
     _refuse_same(labels, paths)
@@ -182,6 +185,12 @@ def _refuse_same(labels: Sequence[str], paths: Sequence[tuple[int, ...]]) -> Non
     for index, path in enumerate(paths):
         if not path:
             raise LabelError(f"option {index + 1}, {labels[index]!r}, has no tokens; give it a name", (index,))
+        if len(path) > MAX_LABEL_TOKENS:
+            raise LabelError(
+                f"option {index + 1}, {labels[index][:40]!r}…, has {len(path)} tokens, and a name that is read as text "
+                f"at most {MAX_LABEL_TOKENS}; move words into its description, or use the letter readout",
+                (index,),
+            )
         first = seen.setdefault(path, index)
         if first != index:
             raise LabelError(

@@ -9,13 +9,16 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 from tokenizers.models import BPE
 
 from demur.decision.errors import UnusableModelError
 
 #: What stands for a character that the tokenizer can only write as an added token (mostly `<unk>`); first that works.
 STAND_INS = ("\ufffd", "?", "_", " ")
+
+#: A megabyte takes seconds: text of more characters is encoded as a batch of one, which lets other threads run.
+_LONG_TEXT = 4_096
 
 
 class PlainTokenizer:
@@ -50,8 +53,7 @@ class PlainTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a user's text: no control token, no BOS, no space that was not written."""
-        encoding = self._plain.encode(text, add_special_tokens=False)
-        ids: list[int] = encoding.ids
+        ids = self._raw(text)
         return ids if self.added_ids.isdisjoint(ids) else self._encode_around(text)
 
     def control(self, text: str, *, first: bool = False) -> list[int]:
@@ -73,7 +75,13 @@ class PlainTokenizer:
         return token_id if token_id in self.added_ids else None
 
     def _raw(self, text: str) -> list[int]:
-        return list(self._plain.encode(text, add_special_tokens=False).ids)
+        ids: list[int] = self._encoding(text).ids
+        return ids
+
+    def _encoding(self, text: str) -> Encoding:
+        if len(text) <= _LONG_TEXT:
+            return self._plain.encode(text, add_special_tokens=False)
+        return self._plain.encode_batch([text], add_special_tokens=False)[0]
 
     def _encode_around(self, text: str) -> list[int]:
         """Cuts the text inside every token that is forbidden, until none is left.
@@ -86,7 +94,7 @@ class PlainTokenizer:
         result: list[int] = []
         while parts:
             part = parts.pop()
-            encoding = self._plain.encode(part, add_special_tokens=False)
+            encoding = self._encoding(part)
             if self.added_ids.isdisjoint(encoding.ids):
                 result.extend(encoding.ids)
             else:

@@ -37,7 +37,7 @@ def decide(
     A line is JSON: an input, or an object with an `input` and whatever else is to come back with the answer. One line
     of JSON goes to standard output for each; the exit status is 1 if any is a problem. The key is DEMUR_API_KEY.
     """
-    rows = list(_rows(sys.stdin)) if text is None else [{"input": text}]
+    rows = list(_rows(sys.stdin)) if text is None else [_sayable({"input": text}, "the input")]
     if model is None:
         answers = _ask(task, rows, url, explain, concurrency)
     else:
@@ -60,9 +60,21 @@ def _rows(lines: Iterable[str]) -> Iterator[Row]:
             continue
         try:
             value = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise click.ClickException(f"line {number} of the input is not JSON: {error}") from None
-        yield value if isinstance(value, dict) and "input" in value else {"input": value}
+        row = value if isinstance(value, dict) and "input" in value else {"input": value}
+        yield _sayable(row, f"line {number} of the input")
+
+
+def _sayable(row: Row, where: str) -> Row:
+    """The row. Ends the command where it holds what JSON in UTF-8 cannot say, which Python reads all the same."""
+    from demur.decision.canonical import canonical_bytes
+
+    try:
+        canonical_bytes(row)
+    except (ValueError, RecursionError):
+        raise click.ClickException(f"{where} holds NaN, an infinity or half a surrogate pair") from None
+    return row
 
 
 def _ask(task: str, rows: list[Row], url: str | None, explain: bool, concurrency: int) -> Iterator[Row]:

@@ -23,8 +23,10 @@ from demur.server.types import DecideRequest, Decision, Timings, Usage
 
 #: Compiled inline questions that are kept; registered tasks are kept besides.
 _KEPT_QUESTIONS = 256
-#: Longer inputs are tokenized off the event loop.
-_LONG_INPUT = 4_096
+#: Characters beyond which an input, or an inline question, is tokenized off the event loop.
+_LONG_TEXT = 4_096
+#: Reads of one decision that the engine has at once: thousands of copies of a prompt would fill memory and its queue.
+_READS_AT_ONCE = 256
 
 
 @dataclass(slots=True)
@@ -115,7 +117,7 @@ class DecidePipeline:
         """See `Decider.decide`."""
         start = time.perf_counter()
         meter = _Meter()
-        compiled = self._compiled(request.spec)
+        compiled = await self._compiled(request.spec)
         prompt = compiled.prompt
         rendered = await self._render(prompt, request.input)
         ids = rendered.ids
@@ -169,20 +171,23 @@ class DecidePipeline:
         )
         return calibrated, applied, judge(request.policy, request.override, evidence)
 
-    def _compiled(self, spec: DecisionSpec) -> _Compiled:
+    async def _compiled(self, spec: DecisionSpec) -> _Compiled:
         if (registered := self._registered.get(spec)) is not None:
             return registered
         if (known := self._questions.get(spec)) is not None:
             self._questions.move_to_end(spec)
             return known
         try:
-            compiled = self._new(spec)
+            long = _characters(spec) > _LONG_TEXT
+            compiled = await asyncio.to_thread(self._new, spec) if long else self._new(spec)
         except LabelError as error:
             faults = tuple(Fault(("options", option), str(error), "label_collision") for option in error.options)
             raise Invalid(str(error), faults=faults) from None
         except UnusableModelError as error:
             raise Invalid(str(error)) from None
-        self._questions[spec] = compiled
+        if compiled.prompt.fixed_tokens >= self._context:
+            return compiled  # no input fits, so it is not worth its memory
+        compiled = self._questions.setdefault(spec, compiled)  # another request may have been faster
         if len(self._questions) > _KEPT_QUESTIONS:
             self._questions.popitem(last=False)
         return compiled
@@ -194,7 +199,7 @@ class DecidePipeline:
         # The server's limit is on the input alone, the context's on everything.
         limit = min(self._context, prompt.fixed_tokens + self._max_input_tokens)
         try:
-            if len(text) > _LONG_INPUT:
+            if len(text) > _LONG_TEXT:
                 return await asyncio.to_thread(prompt.render, text, limit)
             return prompt.render(text, limit)
         except InputTooLongError as error:
@@ -222,9 +227,11 @@ class DecidePipeline:
     ) -> Readout:
         plan = prompt.plan
         start = time.perf_counter()
-        reads = await self.engine.read(
-            [TokenPrompt(ids + read.suffix, salt) for read in plan.reads], [read.ids for read in plan.reads]
-        )
+        reads: list[TokenRead] = []
+        for first in range(0, len(plan.reads), _READS_AT_ONCE):
+            some = plan.reads[first : first + _READS_AT_ONCE]
+            prompts = [TokenPrompt(ids + read.suffix, salt) for read in some]
+            reads += await self.engine.read(prompts, [read.ids for read in some])
         meter.engine_seconds += time.perf_counter() - start
         meter.count(reads)
         try:
@@ -241,6 +248,11 @@ class DecidePipeline:
                 zero = np.zeros(len(prompt.plan.labels))
                 compiled.prior = (await self._read(prompt, ids, None, meter, zero)).logprobs
             return compiled.prior
+
+
+def _characters(spec: DecisionSpec) -> int:
+    question = spec.question
+    return len(question.text) + sum(len(option.name) + len(option.description or "") for option in question.options)
 
 
 def new_id() -> str:

@@ -25,6 +25,7 @@ from demur.decision.task import (
     ThoughtSpec,
     Truncation,
 )
+from demur.decision.wording import one_line
 from demur.server.errors import DemurError, Fault, Invalid, NotFound, TooLarge
 from demur.server.interruption import Interruption
 from demur.server.problems import internal_error, problem_members
@@ -121,7 +122,7 @@ def _option_rules(options: list[Any], limit: int) -> Iterator[Fault]:
     for index, option in enumerate(options):
         name = option.get("name") if isinstance(option, dict) else option
         if isinstance(name, str) and not is_blank(name):
-            first = seen.setdefault(unicodedata.normalize("NFC", name).strip(), index)
+            first = seen.setdefault(one_line(unicodedata.normalize("NFC", name)), index)
             if first != index:
                 yield Fault(("options", index), f"the same name as options[{first}]", "duplicate")
 

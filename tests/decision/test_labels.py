@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from demur.decision.errors import LabelError
-from demur.decision.labels import LOG_ZERO, MAX_READ_IDS, continuation, letter_codes, plan_labels
+from demur.decision.labels import LOG_ZERO, MAX_LABEL_TOKENS, MAX_READ_IDS, continuation, letter_codes, plan_labels
 from demur.decision.task import LengthHandling, ReadoutKind
 
 VOCABULARY = 6
@@ -181,3 +181,12 @@ def test_a_label_is_encoded_alone_where_its_context_would_change(builders):
     assert continuation(encode, "Answer:", " yes") == tuple(encode(" yes"))
     # "Answer: " and "yes" together are written with the space in front of "yes".
     assert continuation(encode, "Answer: ", "yes") == tuple(encode("yes"))
+
+
+def test_a_label_has_a_bounded_length():
+    longest = (0,) * MAX_LABEL_TOKENS
+    assert len(plan_of([longest, (1,)]).reads) == MAX_LABEL_TOKENS
+    with pytest.raises(LabelError, match="description") as error:
+        plan_labels(ReadoutKind.TEXT, ["yes", "no " * 10_000], [(1,), (*longest, 0)], TERMINATORS)
+    assert error.value.options == (1,)
+    assert len(str(error.value)) < 300

@@ -1,6 +1,8 @@
 """No text of a user becomes a control token, and nothing else about it changes."""
 
 import json
+import threading
+import time
 import unicodedata
 
 import pytest
@@ -154,3 +156,19 @@ def test_a_slow_tokenizer_is_refused_with_the_reason():
 
     with pytest.raises(UnusableModelError, match=r"SlowTokenizer is not a fast tokenizer.*tokenizer\.json"):
         PlainTokenizer(SlowTokenizer())
+
+
+def test_a_long_text_lets_other_threads_run(builders):
+    """Tokenizing a megabyte on a thread must not stop the event loop for as long as it takes."""
+    text = "0123456789" * 40_000
+    ids: list[int] = []
+    work = threading.Thread(target=lambda: ids.extend(builders["smollm2"].encode(text)))
+    longest, start = 0.0, time.perf_counter()
+    last = start
+    work.start()
+    while work.is_alive():
+        now = time.perf_counter()
+        longest, last = max(longest, now - last), now
+    longest = max(longest, time.perf_counter() - last)
+    assert len(ids) == len(text)
+    assert longest < (time.perf_counter() - start) / 2

@@ -127,6 +127,7 @@ OPTIONS = ["a", "b"]
             {("options", 2): "options[0]", ("options", 3): "options[1]"},
         ),
         ({"question": "q", "options": ["é", "e\u0301"], "input": 1}, {("options", 1): "options[0]"}),
+        ({"question": "q", "options": ["a b", "a \n b"], "input": 1}, {("options", 1): "options[0]"}),
         (
             {"question": "q", "options": ["", "\u200b", "ok", " "], "input": 1},
             {("options", 0, "name"): "blank", ("options", 1, "name"): "blank", ("options", 3, "name"): "blank"},

@@ -1,0 +1,81 @@
+"""The pipeline on an engine that answers at once: what it does on the event loop, and what it keeps."""
+
+import asyncio
+import threading
+
+import numpy as np
+import pytest
+
+from demur.decision.question import Option, Question
+from demur.decision.task import DecisionSpec, ReadoutKind, ReadoutSpec
+from demur.server.decide import DecidePipeline
+from demur.server.engines.base import ModelIdentity, TokenRead
+from demur.server.errors import InputTooLong
+from demur.server.types import DecideRequest
+from tests.models import smollm2_tokenizer
+
+OPTIONS = (Option("yes"), Option("no"))
+
+
+class UniformEngine:
+    """Every token is equally probable."""
+
+    def __init__(self, context: int) -> None:
+        self.identity = ModelIdentity("uniform", "", "", "", "none", context)
+        self.tokenizer = smollm2_tokenizer()
+        self.calls: list[int] = []
+
+    async def read(self, prompts, labels):
+        self.calls.append(len(prompts))
+        size = len(self.tokenizer)
+        return [
+            TokenRead(np.full(len(ids), -np.log(size)), len(prompt.ids), 0)
+            for prompt, ids in zip(prompts, labels, strict=True)
+        ]
+
+
+@pytest.fixture
+def pipeline(monkeypatch):
+    built = DecidePipeline(UniformEngine(context=4096), max_input_tokens=4096)
+    threads, new = [], built._new
+
+    def recorded(spec):
+        threads.append(threading.current_thread())
+        return new(spec)
+
+    monkeypatch.setattr(built, "_new", recorded)
+    built.threads = threads
+    return built
+
+
+async def test_a_long_question_is_compiled_off_the_event_loop_and_kept(pipeline):
+    asked = DecideRequest(DecisionSpec(Question("Is it so? " * 1000, OPTIONS)), "x")
+    await asyncio.gather(*(pipeline.decide(asked) for _ in range(4)))
+    assert threading.current_thread() not in pipeline.threads
+    (kept,) = pipeline._questions.values()
+    await pipeline.decide(asked)
+    assert list(pipeline._questions.values()) == [kept]
+    compiled = len(pipeline.threads)
+    await pipeline.decide(asked)
+    assert len(pipeline.threads) == compiled
+
+
+async def test_a_question_that_no_input_fits_beside_is_refused_and_not_kept(pipeline):
+    asked = DecideRequest(DecisionSpec(Question("Is it so? " * 2000, OPTIONS)), "x")
+    with pytest.raises(InputTooLong) as error:
+        await pipeline.decide(asked)
+    assert error.value.extra["allowed"] == 0
+    assert not pipeline._questions
+
+
+async def test_a_decision_of_many_reads_is_put_to_the_engine_in_parts(pipeline):
+    words = ("alpha", "beta", "gamma", "delta", "omega")
+    names = [f"{a} {b} {c}" for a in words for b in words for c in words]
+    text = ReadoutSpec(ReadoutKind.TEXT)
+    question = Question(
+        "Which?", tuple(Option(f"{name} {number}{number}{number}") for number, name in enumerate(names))
+    )
+    decision = await pipeline.decide(DecideRequest(DecisionSpec(question, text), "x"))
+    assert decision.usage.reads == sum(pipeline.engine.calls) > 256
+    assert max(pipeline.engine.calls) == 256
+    assert decision.probabilities.sum() == pytest.approx(1)
