@@ -109,7 +109,8 @@ class DecidePipeline:
 
     def serve_bundle(self, task: Task, bundle: Calibrated) -> ServedBundle:
         """Serves a registered task with this bundle from now on. A bundle that does not fit makes it defer."""
-        served = ServedBundle.of(bundle, self._compiled(task.spec).prompt, self.engine.identity)
+        compiled = self._registered.get(task.spec) or self._new(task.spec)
+        served = ServedBundle.of(bundle, compiled.prompt, self.engine.identity)
         self._bundles = {**self._bundles, task.name: served}
         return served
 

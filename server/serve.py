@@ -213,6 +213,9 @@ class DemurServer:
             except (DecisionError, DemurError, OSError) as error:
                 _log.error("tasks not reloaded, nor bundles; the old ones stay: %s", error)
                 return
+            except Exception:
+                _log.exception("tasks not reloaded, nor bundles; the old ones stay")
+                return
             self._registry.current, self._registry.bundles = tasks, prepared.bundles
         fields = {"tasks": sorted(tasks), "bundles": sorted(prepared.bundles)}
         _log.info("tasks reloaded", extra={"fields": fields})

@@ -316,6 +316,7 @@ async def _together(reads: Sequence[Coroutine[Any, Any, TokenRead]]) -> list[Tok
 def _engine_arguments(settings: VllmSettings, directory: str, config: dict[str, Any]) -> dict[str, Any]:
     arguments: dict[str, Any] = {
         "model": directory,
+        "served_model_name": settings.name or Path(directory).name,  # else its metrics show the path
         "tensor_parallel_size": settings.tensor_parallel_size,
         "enable_prefix_caching": True,
         "logprobs_mode": "raw_logprobs",
