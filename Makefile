@@ -53,10 +53,11 @@ format: setup ## let ruff format and mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: setup ## run every benchmark (an hour; name one with .venv/bin/python -m benchmarks.NAME)
+bench: setup ## run every benchmark (two hours; name one with .venv/bin/python -m benchmarks.NAME)
 	$(BIN)/python -m benchmarks.serving
 	$(BIN)/python -m benchmarks.calibration
 	$(BIN)/python -m benchmarks.certificates
+	$(BIN)/python -m benchmarks.monitor
 
 lock: ## resolve requirements.lock anew (wants uv)
 	uv pip compile pyproject.toml --extra cpu --extra postgres --group dev --universal --python-version 3.11 \
