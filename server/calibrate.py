@@ -7,7 +7,7 @@ the units fit, anything may be fitted, and the other half certifies.
 
 import hashlib
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 import numpy as np
@@ -37,6 +37,7 @@ class Plan:
     `family`: configurations (wordings, readouts, rotations) that were compared before this one was taken. Where they
     were compared on the certifying rows themselves (`searched_elsewhere` False) delta is shared by all of them.
     `attempt`: None if this is the only one on this question; else its number, and attempt j spends delta/(j(j+1)).
+    `valid_days`: how long traffic is taken to stay like the rows.
     """
 
     alpha: float = 0.05
@@ -46,6 +47,7 @@ class Plan:
     searched_elsewhere: bool = False
     route: Route = "label_free"
     attempt: int | None = None
+    valid_days: int = 90
 
     def __post_init__(self) -> None:
         for name in ("alpha", "delta", "beta"):
@@ -56,6 +58,8 @@ class Plan:
             raise CertificateError(f"beta is {self.beta}, but must be above alpha, which is {self.alpha}")
         if self.attempt is not None and self.attempt < 1:
             raise CertificateError(f"attempt is {self.attempt}, but the first is 1")
+        if self.valid_days < 1:
+            raise CertificateError(f"valid-days is {self.valid_days}, but a certificate is valid for at least one")
         if self.family < 1:
             raise CertificateError(f"family is {self.family}, but at least this one configuration was tried")
         if self.route not in ("label_free", "split"):
@@ -166,6 +170,7 @@ def calibrate(
             score_name=plan.score,
             attempt=plan.attempt,
             issued_at=made_at,
+            valid_for=timedelta(days=plan.valid_days),
         )
     reference = scored(fitting, selection, correctness, "top_probability" if nothing_fitted else plan.score)[0]
     return Calibration(

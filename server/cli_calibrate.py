@@ -31,6 +31,7 @@ from demur.server.cli_reading import FILE, NEW, Explained, fail, make_source, so
     type=click.Choice(["label-free", "split"]),
     help="Rank by the raw probability, so that all labels certify; or fit on one half and certify on the other.",
 )
+@click.option("--valid-days", default=90, show_default=True, help="Days until the certificate expires.")
 @click.option("--replace", is_flag=True, help="Replace a bundle that is there.")
 def calibrate(
     task_file: Path,
@@ -49,6 +50,7 @@ def calibrate(
     family: int,
     attempt: int | None,
     route: str,
+    valid_days: int,
     replace: bool,
 ) -> None:
     """Fit and certify a task on labelled rows, and write a bundle.
@@ -66,6 +68,7 @@ def calibrate(
             delta=delta,
             family=family,
             attempt=attempt,
+            valid_days=valid_days,
             searched_elsewhere=searched is not None,
             route="split" if route == "split" else "label_free",
         )
