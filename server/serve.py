@@ -126,6 +126,7 @@ class DemurServer:
             if self._engine is not None:
                 await self._engine.aclose()
             await asyncio.to_thread(watch.kill, watch.children())
+            await asyncio.to_thread(watch.end_resource_tracker)
         return self._status
 
     async def _start(self, tasks: Mapping[str, Task], bundles: Mapping[str, Calibrated], url: str) -> None:

@@ -7,6 +7,7 @@ nothing has come out of it for `hang_timeout` seconds.
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from multiprocessing import resource_tracker
 
 import psutil
 
@@ -78,6 +79,16 @@ async def watch(
         if heartbeat.silence() > hang_timeout:
             return f"no output for {heartbeat.silence():.0f} s with {heartbeat.pending} requests pending"
         await asyncio.sleep(POLL_SECONDS)
+
+
+def end_resource_tracker() -> None:
+    """Waits until multiprocessing's helper has cleared away what killed engine processes left in shared memory.
+
+    It would end by itself a moment after this process, and until then look like a child left behind.
+    """
+    stop = getattr(resource_tracker._resource_tracker, "_stop", None)  # noqa: SLF001  there is no public way
+    if stop is not None:
+        stop()
 
 
 def kill(processes: Sequence[psutil.Process]) -> None:

@@ -44,4 +44,4 @@ def test_a_dead_or_hung_engine_ends_the_server_in_order(process: str, kind: sign
             assert response.json()["type"] == "urn:demur:problem:engine_unavailable"
         assert server.process.wait(10) == 70
         assert time.monotonic() - start < 10
-        assert server.survivors() == []
+        wait_for(lambda: not server.survivors(), 5, "end of every child")
