@@ -1,0 +1,9 @@
+"""What can go wrong with the store."""
+
+
+class StoreError(RuntimeError):
+    """The store cannot be used as it is; the message says what to do."""
+
+
+class StoreUnavailable(Exception):
+    """The database did not take or give something in time; it may later."""
