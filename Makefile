@@ -26,7 +26,7 @@ $(STAMP): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@$(BIN)/python -c "import torch, sys; sys.exit(torch.version.cuda and 'a CUDA build of torch was installed: set TORCH_INDEX_URL to the CPU wheel index of PyTorch (see README)')"
 	@$(BIN)/python -c "import ctypes; ctypes.CDLL('libnuma.so.1')" 2>/dev/null || { echo "vLLM's CPU build needs the system library libnuma.so.1 (Debian, Ubuntu: apt-get install libnuma1)" >&2; exit 1; }
-	@mkdir -p build/namespace/demur && cd build/namespace/demur && for part in decision calibration server clients; do ln -sfn ../../../$$part $$part; done
+	@mkdir -p build/namespace/demur && cd build/namespace/demur && for part in decision calibration server training clients; do ln -sfn ../../../$$part $$part; done
 	@touch $@
 
 $(DEMO)/config.json: | $(STAMP)

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from demur.training.objectives import CLAMP_FADE, Objective, policy_strength
+from demur.training.objectives import CLAMP_FADE, Advantage, Objective, policy_strength
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -26,9 +26,9 @@ def expected_push(objective: Objective, p: npt.ArrayLike, pi: npt.ArrayLike) -> 
     push = np.zeros_like(p)
     if objective.policy_weight > 0:
         # The mean of group-wise sampled gradients is the group-exact one.
-        exact = "expected" if objective.advantage == "expected" else "group_exact"
-        strength = policy_strength(
-            torch.from_numpy(p.copy()), exact, group=objective.group, scale=objective.scale_rewards
+        advantage: Advantage = "expected" if objective.advantage == "expected" else "group_exact"
+        strength: FloatArray = policy_strength(
+            torch.from_numpy(p.copy()), advantage, group=objective.group, scale=objective.scale_rewards
         ).numpy()
         push += objective.policy_weight * _towards(pi * strength, p)
     if objective.calibration_weight > 0:
@@ -84,13 +84,15 @@ def fixed_point(objective: Objective, pi: npt.ArrayLike) -> FloatArray:
 
 def softmax(z: FloatArray) -> FloatArray:
     """Row-wise softmax of [n, K]."""
-    e: FloatArray = np.exp(z - z.max(axis=1, keepdims=True))
-    return e / e.sum(axis=1, keepdims=True)
+    e = np.exp(z - z.max(axis=1, keepdims=True))
+    p: FloatArray = e / e.sum(axis=1, keepdims=True)
+    return p
 
 
 def _towards(weights: FloatArray, p: FloatArray) -> FloatArray:
     """The descent direction of a cross-entropy with unnormalised targets."""
-    return weights - weights.sum(axis=1, keepdims=True) * p
+    push: FloatArray = weights - weights.sum(axis=1, keepdims=True) * p
+    return push
 
 
 def _mean_target(objective: Objective, p: FloatArray, pi: FloatArray) -> FloatArray:
