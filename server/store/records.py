@@ -27,8 +27,8 @@ class DecisionRecord:
     """One decision as it was answered.
 
     `options`: names of all K; `option`: index of the one decided. `probabilities`, `logprobs`, `scores`: float64 [K],
-    the last two raw, as in a `Readout` (empty once erased). `guarantee`: key of the certificate process whose trusted set
-    it belongs to, also where the verdict shown was another because that certificate was withdrawn.
+    the last two raw, as in a `Readout` (empty once erased). `guarantee`: key of the certificate process whose trusted
+    set it belongs to, also where the verdict shown was another because that certificate was withdrawn.
     `input` only where the task stores inputs; `input_hash` and `subject` are keyed hashes.
     """
 
