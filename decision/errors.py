@@ -22,11 +22,12 @@ class UnusableModelError(DecisionError):
 
 
 class LabelError(DecisionError):
-    """Two options have the same label tokens, or one has none. `options`: indices of the options concerned."""
+    """Two options have the same label tokens, or one has none. `options`: indices of those concerned, `task`: whose."""
 
-    def __init__(self, message: str, options: tuple[int, ...]) -> None:
+    def __init__(self, message: str, options: tuple[int, ...], *, task: str | None = None) -> None:
         super().__init__(message)
         self.options = options
+        self.task = task
 
 
 class BundleError(DecisionError):

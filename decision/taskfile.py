@@ -96,13 +96,30 @@ def parse_task(data: bytes, file: str) -> Task:
     return task
 
 
-def check_task(task: Task, prompts: PromptBuilder) -> list[str]:
-    """What is wrong with a task on one model: labels that collide, a template that refuses it, too few letters."""
+def check_task(file: Path, prompts: PromptBuilder) -> list[TaskFault]:
+    """What is wrong with a task on one model: labels that collide, a template that refuses it, too few letters.
+
+    Raises TaskFileError for what is wrong on every model.
+    """
+    task = load_task(file)
     try:
         plan = prompts.compile(task.spec).plan
-    except (LabelError, UnusableModelError) as error:
-        return [str(error)]
-    return [plan.note] if plan.note else []
+    except LabelError as error:
+        return [label_fault(file, error)]
+    except UnusableModelError as error:
+        return [TaskFault(str(file), 1, str(error))]
+    return [TaskFault(str(file), 1, plan.note)] if plan.note else []
+
+
+def label_fault(file: Path, error: LabelError) -> TaskFault:
+    """The fault of labels that collide, at the last of the options concerned; OSError where the file is gone."""
+    found = Faults(str(file))
+    node = compose(file.read_bytes(), found)
+    lines = (
+        [] if node is None else [item.start_mark.line + 1 for item in Section(node, "", _KEYS, found).items("options")]
+    )
+    index = max(error.options, default=0)
+    return TaskFault(str(file), lines[index] if index < len(lines) else 1, str(error))
 
 
 def content_hash(task: Task) -> str:

@@ -36,9 +36,12 @@ def check(files: tuple[Path, ...], model: str | None, data: Path | None) -> None
 
     wrong = False
     good: list[Task] = []
+    places: list[Path] = []
     for path in files:
         try:
-            good += read_tasks(path).values()
+            found = read_tasks(path)
+            good += found.values()
+            places += [path] * len(found)
         except TaskFileError as error:
             wrong = True
             click.echo(str(error), err=True)
@@ -52,7 +55,7 @@ def check(files: tuple[Path, ...], model: str | None, data: Path | None) -> None
         )
     if model is not None and good:
         rows = None if data is None else read_rows(data, good[0])
-        wrong = asyncio.run(_with_model(good, model, rows)) or wrong
+        wrong = asyncio.run(_with_model(good, places, model, rows)) or wrong
     sys.exit(1 if wrong else 0)
 
 
@@ -77,13 +80,14 @@ def read_rows(path: Path, task: Task) -> Rows:
     return rows
 
 
-async def _with_model(good: Sequence[Task], model: str, rows: Rows | None) -> bool:
-    """Checks and compares; returns whether anything is wrong."""
+async def _with_model(good: Sequence[Task], places: Sequence[Path], model: str, rows: Rows | None) -> bool:
+    """Checks and compares the tasks, which were read from these places; returns whether anything is wrong."""
     from demur.decision.taskfile import check_task
     from demur.server.compare import compare_readouts
     from demur.server.decide import DecidePipeline
     from demur.server.engines.identity import ModelUnusable
     from demur.server.engines.vllm_engine import VllmEngine, VllmSettings
+    from demur.server.tasks import task_path
 
     try:
         engine = await VllmEngine.start(VllmSettings(model=model))
@@ -92,11 +96,11 @@ async def _with_model(good: Sequence[Task], model: str, rows: Rows | None) -> bo
     try:
         pipeline = DecidePipeline(engine, max_input_tokens=engine.identity.max_model_len)
         wrong = False
-        for task in good:
-            faults = check_task(task, pipeline.prompts)
+        for task, place in zip(good, places, strict=True):
+            faults = check_task(task_path(place, task.name), pipeline.prompts)
             for fault in faults:
                 wrong = True
-                click.echo(f"{task.name}: {fault}", err=True)
+                click.echo(str(fault), err=True)
             known: Rows = rows or [(example, None) for example in task.examples]
             if faults or not known:
                 continue

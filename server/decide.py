@@ -87,7 +87,7 @@ class DecidePipeline:
             try:
                 compiled[task.spec] = self._registered.get(task.spec) or self._new(task.spec)
             except LabelError as error:
-                raise LabelError(f"task {task.name}: {error}", error.options) from None
+                raise LabelError(f"task {task.name}: {error}", error.options, task=task.name) from None
             except UnusableModelError as error:
                 raise UnusableModelError(f"task {task.name}: {error}") from None
             prompt = compiled[task.spec].prompt

@@ -16,12 +16,12 @@ from typing import Any
 
 import uvicorn
 
-from demur.decision.errors import DecisionError
+from demur.decision.errors import DecisionError, LabelError
 from demur.decision.task import Task
 from demur.server.app import create_app
 from demur.server.bundles import check_bundles, read_bundles
 from demur.server.calibrated import Calibrated
-from demur.server.decide import DecidePipeline
+from demur.server.decide import DecidePipeline, Prepared
 from demur.server.desk import CalibrationDesk
 from demur.server.engines import watch
 from demur.server.engines.identity import ModelUnusable
@@ -31,7 +31,7 @@ from demur.server.lifecycle import Lifecycle, Phase
 from demur.server.registry import Registry
 from demur.server.services import ServedModel
 from demur.server.settings import Settings
-from demur.server.tasks import read_tasks
+from demur.server.tasks import located, read_tasks
 from demur.server.types import DecideRequest, Decision
 
 EXIT_UNUSABLE = 1
@@ -134,7 +134,7 @@ class DemurServer:
         try:
             engine = self._engine = await VllmEngine.start(vllm_settings(self.settings))
             pipeline = DecidePipeline(engine, max_input_tokens=self.settings.max_input_tokens)
-            prepared = pipeline.prepare(tasks.values(), bundles)
+            prepared = self._prepare(pipeline, tasks, bundles)
             check_bundles(bundles, prepared.bundles, strict=self.settings.strict_bundles)
             await pipeline.adopt(prepared)
         except (ModelUnusable, DecisionError, DemurError) as error:
@@ -170,6 +170,14 @@ class DemurServer:
         self._http.config.timeout_graceful_shutdown = 2  # nothing that is left can be answered
         await asyncio.sleep(_LAST_ANSWERS_S)
         self._stop(EXIT_ENGINE)
+
+    def _prepare(
+        self, pipeline: DecidePipeline, tasks: Mapping[str, Task], bundles: Mapping[str, Calibrated]
+    ) -> Prepared:
+        try:
+            return pipeline.prepare(tasks.values(), bundles)
+        except LabelError as error:
+            raise located(self.settings.tasks, error) from None
 
     def _stop(self, status: int) -> None:
         self._status = self._status or status
@@ -208,7 +216,7 @@ class DemurServer:
             try:
                 tasks = await asyncio.to_thread(read_tasks, self.settings.tasks)
                 bundles = await asyncio.to_thread(read_bundles, self.settings.bundles)
-                prepared = await asyncio.to_thread(pipeline.prepare, tasks.values(), bundles)
+                prepared = await asyncio.to_thread(self._prepare, pipeline, tasks, bundles)
                 check_bundles(bundles, prepared.bundles, strict=self.settings.strict_bundles)
                 await pipeline.adopt(prepared)
             except (DecisionError, DemurError, OSError) as error:

@@ -350,14 +350,21 @@ def test_what_is_not_there_is_a_fault(tmp_path: Path):
     assert load_tasks(tmp_path / "dir.yaml") == {}
 
 
-def test_check_task_finds_what_a_tokenizer_cannot_tell_apart(builders):
-    fine = parse(MINIMAL)
-    assert check_task(fine, builders["smollm2"]) == []
-    many = parse(MINIMAL + "".join(f"  - option {index}\n" for index in range(60)))
-    assert check_task(many, builders["smollm2"]) == []
-    assert "letter codes" in check_task(many, builders["gpt2"])[0]
-    unknown = parse(MINIMAL.replace("red", "日").replace("green", "本") + "readout: text\n")
-    assert check_task(unknown, builders["smollm2"]) == []
-    assert "are the same tokens" in check_task(unknown, builders["unigram"])[0]
-    system = parse(MINIMAL + "layout: {system: Decide.}\n")
-    assert "layout.system" in check_task(system, builders["llama"])[0]
+def test_check_task_finds_what_a_tokenizer_cannot_tell_apart(builders, tmp_path: Path):
+    file = tmp_path / "task.yaml"
+
+    def check(text: str, tokenizer: str) -> list[str]:
+        file.write_text(text)
+        return [str(fault) for fault in check_task(file, builders[tokenizer])]
+
+    assert check(MINIMAL, "smollm2") == []
+    many = MINIMAL + "".join(f"  - option {index}\n" for index in range(60))
+    assert check(many, "smollm2") == []
+    assert "letter codes" in check(many, "gpt2")[0]
+    unknown = MINIMAL.replace("red", "日").replace("green", "本") + "readout: text\n"
+    assert check(unknown, "smollm2") == []
+    (collision,) = check(unknown, "unigram")
+    line = unknown.splitlines().index("  - 本") + 1
+    assert collision.startswith(f"{file}:{line}: options 1 and 2, '日' and '本', are the same tokens")
+    assert "use the letter readout" in collision
+    assert "layout.system" in check(MINIMAL + "layout: {system: Decide.}\n", "llama")[0]

@@ -78,3 +78,16 @@ async def test_a_broken_bundle_stops_the_start(server, tmp_path):
     (tmp_path / "bundles" / "route" / "certificate.json").unlink()
     with pytest.raises(BundleError, match=r"certificate\.json is missing"):
         await server().run()
+
+
+async def test_labels_that_cannot_be_read_are_named_with_file_and_line(server, tmp_path, caplog):
+    built = server()
+    await built._reload_tasks()
+    before = built._registry.current
+    file = tmp_path / "tasks" / "more.yaml"
+    long = " ".join(["very"] * 80)
+    file.write_text(f"name: more\nquestion: Is it?\nreadout: text\noptions:\n  - little\n  - {long}\n")
+    await built._reload_tasks()
+    assert built._registry.current is before
+    assert f"{file}:6: task more: option 2" in caplog.text
+    assert "use the letter readout" in caplog.text
