@@ -20,6 +20,7 @@ COPY decision decision
 COPY calibration calibration
 COPY server server
 COPY clients clients
+COPY training training
 
 FROM sources AS install-cpu
 # PyTorch's wheel index for CPUs. Empty: the index that pip is configured with, which must then hold a CPU build.

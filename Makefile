@@ -60,7 +60,7 @@ bench: setup ## run every benchmark (two hours; name one with .venv/bin/python -
 	$(BIN)/python -m benchmarks.monitor
 
 lock: ## resolve requirements.lock anew (wants uv)
-	uv pip compile pyproject.toml --extra cpu --extra postgres --group dev --universal --python-version 3.11 \
+	uv pip compile pyproject.toml --extra cpu --extra postgres --extra train --group dev --universal --python-version 3.11 \
 	  --no-annotate --no-header --no-emit-index-url --no-emit-find-links --index-strategy unsafe-best-match $(LOCK_OPTIONS) \
 	  | sed -E "s/ ?(and )?platform_machine == 'x86_64' and platform_python_implementation == 'CPython' and sys_platform == 'linux'//; s/ ; *$$//" \
 	  > requirements.lock.new && mv requirements.lock.new requirements.lock

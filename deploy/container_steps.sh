@@ -17,7 +17,7 @@ trap finish EXIT
 trap 'exit 130' INT TERM
 
 mkdir "$work/src" "$work/home"
-(cd "$root" && git archive HEAD deploy requirements.lock pyproject.toml README.md LICENSE decision calibration server clients) |
+(cd "$root" && git archive HEAD deploy requirements.lock pyproject.toml README.md LICENSE decision calibration server clients training) |
   tar -x -C "$work/src"
 (cd "$work/src" && deploy/install.sh cpu "$work/demur")
 PATH=$work/demur/bin:$PATH

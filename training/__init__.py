@@ -1,1 +1,1 @@
-"""Training: objectives, direct and reasoned trainers. May import `demur.decision` and `demur.calibration`."""
+"""Training: recipes, data, objectives, trainers and evaluation. May import `demur.decision` and `demur.calibration`."""
