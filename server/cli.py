@@ -67,32 +67,31 @@ def serve(demo: bool, config: Path | None, **flags: Any) -> None:
     Every setting is a flag, a variable (DEMUR_PORT for --port) or a key of the YAML file (port), in that order.
     SIGHUP reloads tasks and bundles; SIGTERM finishes what is in flight and ends, a second one ends at once.
     """
-    given = flag_values(flags)
     try:
-        if demo:
-            given |= demo_settings(given)
-        settings = load_settings(given, environ=os.environ, config=config)
+        settings = load_settings(flag_values(flags), environ=os.environ, config=config)
     except SettingsError as error:
         fail(str(error), status=2)
+    if demo:
+        settings = settings.model_copy(update=demo_settings(settings))
     sys.exit(run_server(settings, demo=demo))
 
 
-def demo_settings(given: dict[str, Any]) -> dict[str, Any]:
+def demo_settings(given: Settings) -> dict[str, Any]:
     """What `--demo` stands for, where nothing else was given."""
     from demur.server.demo_model import DEMO_MODEL_NAME, DemoModelMissing
     from demur.server.demo_model import export_demo_model as export
 
     settings: dict[str, Any] = {}
-    if given.get("model") is None:
+    if given.model is None:
         try:
             settings["model"] = str(export(DEMO_MODEL))
         except (DemoModelMissing, OSError) as error:
             fail(str(error))
-        settings["model_name"] = given.get("model_name") or DEMO_MODEL_NAME
+        settings["model_name"] = given.model_name or DEMO_MODEL_NAME
     examples, bundles = Path("examples/tasks"), Path("examples/bundles")
-    if given.get("tasks") is None and examples.is_dir():
+    if given.tasks is None and examples.is_dir():
         settings["tasks"] = examples
-        if given.get("bundles") is None and bundles.is_dir():
+        if given.bundles is None and bundles.is_dir():
             settings["bundles"] = bundles
     return settings
 

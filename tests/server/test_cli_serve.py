@@ -1,0 +1,46 @@
+"""What `demur serve` makes of flags, variables and `--demo`, before it starts anything."""
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from demur.server import cli, demo_model
+
+
+@pytest.fixture
+def served(monkeypatch, tmp_path):
+    """Runs `demur serve`, and gives the settings that it would have served with."""
+    seen = []
+    monkeypatch.setattr(cli, "run_server", lambda settings, **_: seen.append(settings) or 0)
+    monkeypatch.setattr(demo_model, "export_demo_model", lambda target, **_: target)
+    monkeypatch.chdir(tmp_path)
+    for name in ("tasks", "bundles"):
+        Path("examples", name).mkdir(parents=True)
+
+    def serve(*arguments, **environment):
+        result = CliRunner().invoke(cli.main, ["serve", *arguments], env=environment)
+        assert result.exit_code == 0, result.output
+        return seen.pop()
+
+    return serve
+
+
+def test_the_demo_serves_its_model_with_the_example_tasks(served):
+    settings = served("--demo")
+    assert (settings.model, settings.model_name) == ("models/demo", demo_model.DEMO_MODEL_NAME)
+    assert (settings.tasks, settings.bundles) == (Path("examples/tasks"), Path("examples/bundles"))
+
+
+@pytest.mark.parametrize("how", ["flag", "variable", "file"])
+def test_the_demo_takes_only_the_place_of_what_is_not_given(served, how):
+    match how:
+        case "flag":
+            settings = served("--demo", "--tasks", "mine", "--model-name", "small")
+        case "variable":
+            settings = served("--demo", DEMUR_TASKS="mine", DEMUR_MODEL_NAME="small")
+        case "file":
+            Path("demur.yaml").write_text("tasks: mine\nmodel_name: small\n")
+            settings = served("--demo", "--config", "demur.yaml")
+    assert (settings.tasks, settings.bundles, settings.model_name) == (Path("mine"), None, "small")
+    assert served("--demo", DEMUR_MODEL="other").model == "other"
