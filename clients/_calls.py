@@ -144,7 +144,7 @@ def set_policy(name: str, members: NewPolicy, version: int | None) -> Call[TaskP
         raise TypeError(f"unknown keywords: {', '.join(sorted(unknown))}")
     body: dict[str, Any] = {**members} if version is None else {**members, "version": version}
     read = TaskPolicy.model_validate_json
-    return Call("PUT", _of_task(name, "policy"), lambda response: read(response.content), _encode(body), retried=False)
+    return Call("PUT", _of_task(name, "policy"), lambda response: read(response.content), encode(body), retried=False)
 
 
 def models() -> Call[list[ModelInfo]]:
@@ -180,7 +180,7 @@ def _decide(body: dict[str, Any], ask: Ask, read: Callable[[httpx.Response], T])
     deadline = fields.pop("deadline", None)
     if "options" in fields:
         fields["options"] = _options(fields["options"])
-    return Call("POST", "/decide", read, _encode({**fields, **body}), deadline)
+    return Call("POST", "/decide", read, encode({**fields, **body}), deadline)
 
 
 def _options(options: Sequence[str] | Mapping[str, str | None]) -> list[dict[str, str]]:
@@ -194,7 +194,8 @@ def _options(options: Sequence[str] | Mapping[str, str | None]) -> list[dict[str
     return [{"name": name} for name in options]
 
 
-def _encode(body: dict[str, Any]) -> bytes:
+def encode(body: dict[str, Any]) -> bytes:
+    """A body as JSON. Raises ValueError or TypeError, in words that quote nothing."""
     # The errors of json and of the codec quote what they choke on, hence `from None` and words of our own.
     try:
         return json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()

@@ -67,9 +67,11 @@ def _rows(lines: Iterable[str]) -> Iterator[Row]:
 
 
 def _sayable(row: Row, where: str) -> Row:
-    """The row. Ends the command where it holds what JSON in UTF-8 cannot say, which Python reads all the same."""
+    """The row. Ends the command where its input is null, or holds what Python reads and JSON in UTF-8 cannot say."""
     from demur.decision.canonical import canonical_bytes
 
+    if row["input"] is None:
+        raise click.ClickException(f"{where} is null, and there is nothing to decide about")
     try:
         canonical_bytes(row)
     except (ValueError, RecursionError):

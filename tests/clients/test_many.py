@@ -6,7 +6,7 @@ import json
 import httpx
 import pytest
 
-from demur.clients import AsyncClient, AuthenticationError, Client, ConnectionFailed, Overloaded, RetryPolicy
+from demur.clients import AsyncClient, AuthenticationError, Client, ConnectionFailed, Overloaded, RetryPolicy, TooLarge
 
 
 @pytest.fixture
@@ -37,6 +37,24 @@ async def test_a_refused_input_is_the_outcome_of_that_input_alone(connect, scrip
     items = await connect(script(echo))("decide_many", ["a", "bad", "c"], task="t", batch_size=2)
     assert [item.answer is not None for item in items] == [True, False, True]
     assert items[1].error.type == "input_too_long"
+
+
+async def test_long_inputs_share_no_request_that_a_server_would_refuse_whole(connect, script, echo):
+    server = script(echo)
+    inputs = ["x" * 300_000] * 5 + ["é" * 900_000, "short"]
+    items = await connect(server)("decide_many", inputs, task="t")
+    assert [item.unwrap().decision for item in items] == inputs
+    assert all(len(request.content) < 2 * 2**20 for request in server.requests)
+    sizes = [len(json.loads(request.content)["inputs"]) for request in server.requests]
+    assert sorted(sizes) == [1, 1, 2, 3]
+
+
+async def test_an_input_beyond_the_limit_of_bodies_is_the_outcome_of_that_input_alone(connect, script, echo):
+    def limited(request):
+        return httpx.Response(413) if len(request.content) > 2 * 2**20 else echo(request)
+
+    items = await connect(script(limited))("decide_many", ["a", "x" * 3_000_000, "c"], task="t")
+    assert [type(item.error) for item in items] == [type(None), TooLarge, type(None)]
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,8 @@ from demur.server.cli_decide import decide
         ('{"input": 1e999}', "infinity"),
         (r'"\ud800"', "surrogate"),
         (r'{"input": "x", "ref": "\ud800"}', "surrogate"),
+        ("null", "null"),
+        ('{"input": null}', "null"),
     ],
 )
 def test_a_line_that_cannot_be_sent_is_named(line, fault):
