@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from demur.calibration import calibration_report
+from demur.decision.labelled import LabelledData, parse_labelled
 from demur.decision.question import Option, Question
 from demur.decision.task import DecisionSpec, LengthHandling, PromptLayout, ReadoutKind, ReadoutSpec, Task, Truncation
 from demur.server.calibrate import Plan, calibrate
 from demur.server.decide import DecidePipeline
 from demur.server.engines.vllm_engine import VllmEngine, VllmSettings
 from demur.server.evaluation import raw_probabilities
-from demur.server.labelled import LabelledData, parse_labelled
 from demur.server.making import after_cross_fit
 from demur.server.readers import PipelineReader
 from demur.server.readings import Readings, read_rows

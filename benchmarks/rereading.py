@@ -12,11 +12,11 @@ import numpy as np
 
 from demur.calibration import is_trusted
 from demur.decision.bundle import read_bundle
+from demur.decision.labelled import read_labelled
 from demur.decision.taskfile import load_task
 from demur.server.calibrated import Calibrated
 from demur.server.decide import DecidePipeline
 from demur.server.engines.vllm_engine import VllmEngine, VllmSettings
-from demur.server.labelled import read_labelled
 from demur.server.readers import PipelineReader
 from demur.server.readings import read_rows
 

@@ -7,11 +7,11 @@ from importlib.metadata import version
 from typing import Any
 
 from demur.calibration import Certificate, Identity
+from demur.decision.labelled import LabelledData
 from demur.decision.task import ReadoutKind, Task
 from demur.server.calibrate import Calibration
 from demur.server.calibrated import policy_hash
 from demur.server.evaluation import evaluation
-from demur.server.labelled import LabelledData
 from demur.server.making import CROSS_FITTED
 from demur.server.report_html import reliability_svg, report_html
 from demur.server.summary import summary

@@ -96,11 +96,11 @@ def _calibrate(
 ) -> str | None:
     """Does it, prints the summary and returns the refusal."""
     from demur.decision.bundle import write_bundle
+    from demur.decision.labelled import read_labelled, require_fixed_question, without
     from demur.decision.taskfile import load_task
     from demur.server.bundling import bundle_files, provenance
     from demur.server.calibrate import calibrate as fit
     from demur.server.gather import gather
-    from demur.server.labelled import read_labelled, require_fixed_question, without
     from demur.server.summary import summary
 
     task = load_task(task_file)

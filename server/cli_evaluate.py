@@ -36,10 +36,10 @@ def evaluate(
 def _evaluate(
     task_file: Path, data: Path, source: Any, out: Path, bundle: Path | None, reads: Path, concurrency: int
 ) -> None:
+    from demur.decision.labelled import read_labelled
     from demur.decision.taskfile import load_task
     from demur.server.evaluation import evaluation
     from demur.server.gather import gather
-    from demur.server.labelled import read_labelled
     from demur.server.making import after_bundle, after_cross_fit
     from demur.server.report_html import report_html
 

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from demur.decision.bundle import MANIFEST, Bundle, write_bundle
+from demur.decision.labelled import LabelledData
 from demur.decision.task import Task
 from demur.server.bundling import bundle_files, provenance
 from demur.server.calibrate import Calibration, Plan, calibrate
 from demur.server.calibrated import Calibrated
 from demur.server.decide import DecidePipeline
 from demur.server.errors import Conflict, Unavailable
-from demur.server.labelled import LabelledData
 from demur.server.readers import PipelineReader
 from demur.server.readings import read_rows
 from demur.server.registry import Registry

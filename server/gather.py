@@ -10,9 +10,9 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
+from demur.decision.labelled import LabelledData
 from demur.decision.rowhash import training_rows
 from demur.decision.task import ReadoutKind, Task
-from demur.server.labelled import LabelledData
 from demur.server.readings import Reader, Readings, read_rows
 
 #: A plain line of progress at every such share of the rows, where there is no terminal.

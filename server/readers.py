@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import numpy as np
 
+from demur.decision.labelled import LabelledRow
 from demur.decision.readout import Readout
 from demur.decision.task import ReadoutKind, Task
 from demur.server.calibrated import pins
 from demur.server.decide import DecidePipeline
-from demur.server.labelled import LabelledRow
 from demur.server.types import DecideRequest, Decision
 
 

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from demur.decision.canonical import canonical_bytes
 from demur.decision.errors import DataFileError
+from demur.decision.labelled import LabelledRow
 from demur.decision.readout import Readout
 from demur.server.errors import InputTooLong, Invalid
-from demur.server.labelled import LabelledRow
 
 #: Told how many rows are read, of how many.
 Progress = Callable[[int, int], None]

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 from starlette.requests import Request
 
 from demur.decision.bundle import Bundle
+from demur.decision.labelled import LabelledData
 from demur.decision.task import ReadoutKind, Task
 from demur.server.admission import Admission
 from demur.server.auth import Caller
@@ -13,7 +14,6 @@ from demur.server.body import read_json
 from demur.server.calibrate import Calibration, Plan
 from demur.server.errors import BadRequest
 from demur.server.interruption import Interruption
-from demur.server.labelled import LabelledData
 from demur.server.lifecycle import Lifecycle
 from demur.server.live_policies import LivePolicies
 from demur.server.metrics import Metrics

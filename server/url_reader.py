@@ -11,10 +11,10 @@ import numpy as np
 
 from demur.clients import DemurClientError
 from demur.decision.errors import DataFileError
+from demur.decision.labelled import LabelledRow
 from demur.decision.readout import Readout
 from demur.decision.task import ReadoutKind, Task
 from demur.server.errors import InputTooLong
-from demur.server.labelled import LabelledRow
 
 _DEFAULT = "http://127.0.0.1:8000"
 _TIMEOUT_S = 120.0

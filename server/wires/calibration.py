@@ -15,13 +15,13 @@ from starlette.routing import Route
 from demur.calibration import CalibrationError, Certificate
 from demur.decision.canonical import canonical_text
 from demur.decision.errors import BundleError, DataFileError
+from demur.decision.labelled import LabelledData, LabelledRow, parse_labelled, require_fixed_question
 from demur.decision.readout import Readout
 from demur.decision.rowhash import row_hash
 from demur.decision.task import Task
 from demur.server.auth import admin_only
 from demur.server.calibrate import Plan
 from demur.server.errors import DemurError, Fault, Invalid, TooLarge, Unavailable
-from demur.server.labelled import LabelledData, LabelledRow, parse_labelled, require_fixed_question
 from demur.server.problems import problem_members
 from demur.server.services import Desk, Made, RowReader, Services
 from demur.server.summary import summary

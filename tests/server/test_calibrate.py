@@ -7,13 +7,13 @@ import pytest
 
 from demur.calibration import CertificateError
 from demur.decision.bundle import PINS, read_bundle, write_bundle
+from demur.decision.labelled import LabelledData, parse_labelled
 from demur.decision.question import Option, Question
 from demur.decision.readout import Readout
 from demur.decision.task import DecisionSpec, PolicySpec, ReadoutKind, Task
 from demur.server.bundling import bundle_files, provenance
 from demur.server.calibrate import Plan, calibrate
 from demur.server.calibrated import Calibrated
-from demur.server.labelled import LabelledData, parse_labelled
 from demur.server.readings import Readings
 from demur.server.summary import summary
 

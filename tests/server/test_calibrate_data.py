@@ -5,8 +5,8 @@ import json
 import pytest
 
 from demur.decision.errors import DataFileError
+from demur.decision.labelled import parse_labelled, read_labelled, require_fixed_question
 from demur.decision.question import Option, Question
-from demur.server.labelled import parse_labelled, read_labelled, require_fixed_question
 
 TEAMS = Question("Which team?", (Option("billing"), Option("sales")))
 

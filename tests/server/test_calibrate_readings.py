@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from demur.decision.errors import DataFileError
+from demur.decision.labelled import parse_labelled
 from demur.decision.question import Option, Question
 from demur.decision.readout import Readout
 from demur.server.errors import EngineUnavailable, InputTooLong
-from demur.server.labelled import parse_labelled
 from demur.server.readings import read_rows
 
 QUESTION = Question("Which?", (Option("a"), Option("b")))
