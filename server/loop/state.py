@@ -1,0 +1,139 @@
+"""What is known of all certificates and of calibration, from audits and labels in their order. No I/O."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from demur.calibration import Outcome
+from demur.calibration.monitor import State
+from demur.server.loop.process import GuaranteeProcess
+from demur.server.loop.window import CalibrationWindow, LabelledAudit, LiveCalibration
+from demur.server.store.records import AuditRecord, GuaranteeRecord
+
+#: An audit of the table: sequence number, due time (seconds since 1970), whether its label says wrong (None: none).
+Row = tuple[int, float, bool | None]
+
+
+@dataclass(frozen=True, slots=True)
+class GuaranteeStatus:
+    """A certificate as it stands. `estimate` is None before the first label, `recent` is not always valid."""
+
+    record: GuaranteeRecord
+    state: State
+    log_evalue: float
+    estimate: float | None
+    upper: float
+    recent: float | None
+    audits: int
+
+
+@dataclass(frozen=True, slots=True)
+class TaskStatus:
+    """A task's audits that wait for a label, in time and past it, and its calibration while there are labels enough."""
+
+    open: int
+    expired: int
+    calibration: LiveCalibration | None
+
+
+class LiveState:
+    """Takes audits in drawn order and labels in the order given; any event may come twice."""
+
+    def __init__(self, *, max_missing: float = 0.1) -> None:
+        self._max_missing = max_missing
+        self._guarantees: dict[str, tuple[GuaranteeRecord, GuaranteeProcess]] = {}
+        self._windows: dict[str, tuple[str | None, CalibrationWindow]] = {}
+        self._waiting: dict[str, dict[int, float]] = {}
+        self._shown: dict[str, LiveCalibration | None] = {}
+
+    def know(self, record: GuaranteeRecord, rows: Iterable[Row] = ()) -> None:
+        """Watch a certificate from now on; `rows` are its audits so far."""
+        if record.key in self._guarantees:
+            return
+        withdrawn = record.state == "withdrawn"
+        process = GuaranteeProcess(record.alpha, record.delta, max_missing=self._max_missing, withdrawn=withdrawn)
+        process.restore(rows)
+        self._guarantees[record.key] = record, process
+
+    def knows(self, key: str) -> bool:
+        """Whether a certificate is watched."""
+        return key in self._guarantees
+
+    def serve(self, task: str, bundle: str | None, labelled: Iterable[AuditRecord] = ()) -> None:
+        """Show a task's calibration under this bundle; `labelled` are its labelled audits so far."""
+        if task in self._windows and self._windows[task][0] == bundle:
+            return
+        self._windows[task] = bundle, CalibrationWindow()
+        self._shown[task] = None
+        for audit in labelled:
+            self._calibrate(audit, audit.label)
+
+    def wait(self, task: str, seq: int, due: float) -> None:
+        """Count an audit as waiting for its label."""
+        self._waiting.setdefault(task, {})[seq] = due
+
+    def drawn(self, audit: AuditRecord) -> None:
+        """Take the next audit. Its label, if it has one by now, comes by `labelled`."""
+        decision, due = audit.decision, audit.due.timestamp()
+        if audit.label is None:
+            self.wait(decision.task, audit.seq, due)
+        if decision.guarantee in self._guarantees:
+            self._guarantees[decision.guarantee][1].drawn(audit.seq, due)
+
+    def labelled(self, audit: AuditRecord, label: str) -> None:
+        """Take a label of an audit; `audit.label` may be a later one already."""
+        decision = audit.decision
+        self._waiting.get(decision.task, {}).pop(audit.seq, None)
+        if decision.guarantee in self._guarantees:
+            self._guarantees[decision.guarantee][1].labelled(audit.seq, label != decision.decision)
+        self._calibrate(audit, label)
+
+    def statuses(self, now: float) -> Mapping[str, GuaranteeStatus]:
+        """Every watched certificate by key, at the time `now` (seconds since 1970)."""
+        return {key: _status(record, process, now) for key, (record, process) in self._guarantees.items()}
+
+    def tasks(self, now: float) -> Mapping[str, TaskStatus]:
+        """Every task with audits or a bundle, at the time `now`."""
+        found = {}
+        for task in self._windows.keys() | self._waiting.keys():
+            due = self._waiting.get(task, {}).values()
+            expired = sum(one <= now for one in due)
+            found[task] = TaskStatus(len(due) - expired, expired, self._calibration(task))
+        return found
+
+    def _calibration(self, task: str) -> LiveCalibration | None:
+        # Estimates are made where labels came, not for every look.
+        if self._shown.get(task) is None and task in self._windows:
+            self._shown[task] = self._windows[task][1].read()
+        return self._shown.get(task)
+
+    def _calibrate(self, audit: AuditRecord, label: str | None) -> None:
+        decision = audit.decision
+        bundle, window = self._windows.get(decision.task, (None, None))
+        if window is None or decision.bundle != bundle or label not in decision.options:
+            return
+        p = decision.probabilities
+        if len(p) != len(decision.options):  # erased
+            return
+        right = decision.options.index(label)
+        brier = float(np.square(p).sum() - 2.0 * p[right] + 1.0)
+        row = LabelledAudit(audit.seq, decision.draw.rate, right == decision.option, decision.p_correct, brier)
+        window.add(row)
+        self._shown[decision.task] = None
+
+
+def _status(record: GuaranteeRecord, process: GuaranteeProcess, now: float) -> GuaranteeStatus:
+    process.expire(now)
+    monitor = process.monitor
+    errors, right = process.count(Outcome.ERROR), process.count(Outcome.CORRECT)
+    expired = record.expires_at is not None and record.expires_at.timestamp() <= now
+    return GuaranteeStatus(
+        record,
+        process.state(expired=expired),
+        monitor.log_evalue,
+        errors / (errors + right) if errors + right else None,
+        monitor.upper_bound,
+        monitor.recent.estimate,
+        len(process),
+    )
