@@ -121,7 +121,10 @@ class LabelRecord:
 
 @dataclass(frozen=True, slots=True)
 class GuaranteeRecord:
-    """A certificate's process: one per certificate and slice. Audits after `first_audit_seq` count."""
+    """A certificate's process: one per certificate and slice. Audits after `first_audit_seq` count.
+
+    `ended_audit_seq`: the last audit when it was withdrawn.
+    """
 
     key: str
     task: str
@@ -134,6 +137,7 @@ class GuaranteeRecord:
     first_audit_seq: int
     state: GuaranteeState = "valid"
     withdrawn_at: datetime | None = None
+    ended_audit_seq: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -161,6 +161,8 @@ guarantees = Table(
     Column("first_audit_seq", BigInteger, nullable=False),
     Column("state", Text, nullable=False),
     Column("withdrawn_at", BigInteger),
+    Column("ended_audit_seq", BigInteger),  # the last audit when it was withdrawn
+    Index("ix_guarantees_task", "task"),
 )
 
 bundles = Table("bundles", metadata, Column("id", Text, primary_key=True), Column("files", LargeBinary, nullable=False))

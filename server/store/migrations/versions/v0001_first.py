@@ -72,6 +72,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("seq", name=op.f("pk_decisions")),
         sqlite_autoincrement=True,
     )
+    op.create_index("ix_guarantees_task", "guarantees", ["task"], unique=False)
     op.create_index("ix_decisions_id", "decisions", ["id"], unique=True)
     op.create_index(
         "ix_decisions_subject",
@@ -103,6 +104,7 @@ def upgrade() -> None:
         sa.Column("first_audit_seq", sa.BigInteger(), nullable=False),
         sa.Column("state", sa.Text(), nullable=False),
         sa.Column("withdrawn_at", sa.BigInteger(), nullable=True),
+        sa.Column("ended_audit_seq", sa.BigInteger(), nullable=True),
         sa.PrimaryKeyConstraint("key", name=op.f("pk_guarantees")),
     )
     op.create_table(
