@@ -4,7 +4,7 @@ import asyncio
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,7 +19,7 @@ from demur.server.calibrated import Applied, Calibrated
 from demur.server.engines.base import Engine, Generation, TokenRead
 from demur.server.errors import EngineUnavailable, Fault, InputTooLong, Invalid
 from demur.server.policy import Evidence, Judgement, judge
-from demur.server.types import DecideRequest, Decision, Timings, Usage
+from demur.server.types import DecideRequest, Decision, Standing, Timings, Usage
 
 #: Compiled inline questions that are kept; registered tasks are kept besides.
 _KEPT_QUESTIONS = 256
@@ -66,8 +66,16 @@ class Prepared:
 class DecidePipeline:
     """Implements `Decider` on an engine."""
 
-    def __init__(self, engine: Engine, *, max_input_tokens: int) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        max_input_tokens: int,
+        standing: Callable[[str], Standing] = lambda _: Standing.VALID,
+    ) -> None:
+        """`standing` says how a certificate stands, by its key; without it nobody watches them."""
         self.engine = engine
+        self.standing = standing
         self.prompts = PromptBuilder(engine.tokenizer)
         self._context = engine.identity.max_model_len
         self._max_input_tokens = max_input_tokens
@@ -152,6 +160,7 @@ class DecidePipeline:
             reason_detail=judgement.detail,
             calibration=None if calibrated is None else calibrated.info,
             certificate=judgement.certificate,
+            guarantee=judgement.guarantee,
         )
 
     def _judge(
@@ -162,6 +171,7 @@ class DecidePipeline:
         mismatches = () if served is None else served.mismatches_of(prompt)
         calibrated = None if served is None or mismatches else served.calibrated
         applied = None if calibrated is None else calibrated.apply(readout)
+        guarantee = None if calibrated is None else calibrated.guarantee
         evidence = Evidence(
             readout=prompt.plan.kind,
             probability=float(readout.probabilities[readout.decision]),
@@ -169,6 +179,7 @@ class DecidePipeline:
             calibrated=calibrated,
             applied=applied,
             mismatches=mismatches,
+            standing=Standing.VALID if guarantee is None else self.standing(guarantee.key),
         )
         return calibrated, applied, judge(request.policy, request.override, evidence)
 

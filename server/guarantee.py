@@ -1,5 +1,6 @@
 """A bundle's certificates while serving: which scores they let trust, what answers say of them, until when."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from typing import Any, Literal, get_args
 
 from demur.calibration import Certificate
 from demur.decision.bundle import Bundle
+from demur.decision.canonical import canonical_bytes
 from demur.decision.errors import BundleError
 from demur.server.types import CertificateInfo
 
@@ -20,6 +22,7 @@ ScoreName = Literal["top_probability", "margin", "p_correct"]
 class Guarantee:
     """The certificates of a bundle, and what they are bound to: score, policy and dates.
 
+    `key` names the certificate and what it was issued for, so that it keeps its monitor's state wherever it is served.
     `trust_at`, `answer_at`: the loosest thresholds certified for trust and for answers; None where there is none.
     `ends_at`: when the whole, or what it promises of trust, expires first.
     """
@@ -30,6 +33,7 @@ class Guarantee:
     policy_hash: str
     issued_at: datetime
     expires_at: datetime | None
+    key: str = ""
     trust_at: float | None = field(init=False)
     answer_at: float | None = field(init=False)
     ends_at: datetime | None = field(init=False)
@@ -93,6 +97,7 @@ def guarantee_of(bundle: Bundle) -> Guarantee | None:
             policy,
             _time(issued_at),
             None if expires_at is None else _time(expires_at),
+            _key(bundle),
         )
     except ValueError as error:  # CalibrationError is one
         raise BundleError(f"{file}: {error}") from None
@@ -100,6 +105,12 @@ def guarantee_of(bundle: Bundle) -> Guarantee | None:
         if certificate is not None and (certificate.claim, certificate.score) != (claim, score):
             raise BundleError(f"{file}: the certificate under `{claim}` is about another claim or score")
     return guarantee
+
+
+def _key(bundle: Bundle) -> str:
+    """Hash of the certificate and all that it was issued for; a calibrator that leaves the trusted set alone is none."""
+    said = [bundle.task, dict(bundle.pins), hashlib.sha256(bundle.files["certificate.json"]).hexdigest()]
+    return hashlib.sha256(canonical_bytes(said)).hexdigest()[:32]
 
 
 def _certificate(stored: Mapping[str, Any] | None) -> Certificate | None:

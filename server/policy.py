@@ -12,8 +12,13 @@ from demur.calibration import PolicyError, budget_threshold, cheapest, reaches
 from demur.decision.task import PolicyKind, PolicySpec, ReadoutKind, Scale
 from demur.server.calibrated import Applied, Calibrated, min_label_mass, policy_hash
 from demur.server.guarantee import Guarantee, statement
-from demur.server.types import CertificateInfo, PolicyOverride, Reason, Verdict
+from demur.server.types import CertificateInfo, PolicyOverride, Reason, Standing, Verdict
 
+_STANDINGS = {
+    Standing.WITHDRAWN: Reason.CERTIFICATE_WITHDRAWN,
+    Standing.STARVED: Reason.CERTIFICATE_STARVED,
+    Standing.UNKNOWN: Reason.GUARANTEE_UNKNOWN,
+}
 _BY_COST = (Verdict.TRUST, Verdict.REVIEW, Verdict.DEFER)
 
 
@@ -22,7 +27,8 @@ class Evidence:
     """What a decision is judged by.
 
     `probability` is the chosen option's raw one. `calibrated` and `applied` are given together, by a bundle that fits;
-    `mismatches` names the parts of one that does not, and then they are not given.
+    `mismatches` names the parts of one that does not, and then they are not given. `standing` is that of the bundle's
+    certificate.
     """
 
     readout: ReadoutKind
@@ -31,6 +37,7 @@ class Evidence:
     calibrated: Calibrated | None = None
     applied: Applied | None = None
     mismatches: tuple[str, ...] = ()
+    standing: Standing = Standing.VALID
 
     @property
     def confidence(self) -> float:
@@ -41,13 +48,17 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """A verdict, the rule and the reason that decided it, and the certificate that the trusted set carries, if any."""
+    """A verdict, the rule and the reason that decided it, and the certificate that the trusted set carries, if any.
+
+    `guarantee`: key of the certificate in whose trusted set the decision lies, whatever became of that certificate.
+    """
 
     verdict: Verdict
     reason: Reason
     rule: PolicyKind
     detail: str | None = None
     certificate: CertificateInfo | None = None
+    guarantee: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,20 +196,34 @@ def _from(value: float, threshold: float | None) -> _Ruled:
 
 
 def _dated(policy: PolicySpec, override: PolicyOverride, evidence: Evidence, ruled: _Ruled, now: datetime) -> Judgement:
-    """The judgement, with the certificate that the trusted set carries; an expired one takes its trust along."""
-    verdict, reason, detail, certificate = ruled.verdict, ruled.reason, ruled.detail, None
+    """The judgement, with the certificate that the trusted set carries; one that does not hold takes its trust along."""
     calibrated = evidence.calibrated
-    if calibrated is not None and calibrated.guarantee is not None:
-        guarantee = calibrated.guarantee
-        # A certified policy rests on the certificate even where a request has tightened it.
-        listed = _certified_threshold(policy, guarantee, evidence.readout) is not None
-        rests = listed or policy.rule is PolicyKind.CERTIFIED
-        if verdict is Verdict.TRUST and rests and guarantee.expired(now):
-            verdict, reason = Verdict.REVIEW, Reason.CERTIFICATE_EXPIRED
-            detail = None if guarantee.ends_at is None else f"it expired at {guarantee.ends_at.isoformat()}"
-        elif not _tightens(policy, override, evidence.readout):
-            certificate = carried(policy, calibrated, evidence.readout, now)
-    return Judgement(verdict, reason, policy.rule, detail, certificate)
+    guarantee = None if calibrated is None else calibrated.guarantee
+    if calibrated is None or guarantee is None:
+        return Judgement(ruled.verdict, ruled.reason, policy.rule, ruled.detail)
+    trusted, tightened = ruled.verdict is Verdict.TRUST, _tightens(policy, override, evidence.readout)
+    listed = _certified_threshold(policy, guarantee, evidence.readout) is not None
+    # The trusted set is all that the policy trusts; what a request has tightened is a part that the caller chose.
+    member = guarantee.key if trusted and listed and not tightened else None
+    # A certified policy rests on the certificate even where a request has tightened it.
+    lost = _lost(guarantee, evidence.standing, now) if listed or policy.rule is PolicyKind.CERTIFIED else None
+    if trusted and lost is not None:
+        return Judgement(Verdict.REVIEW, lost.reason, policy.rule, lost.detail, guarantee=member)
+    certificate = None
+    if not tightened and evidence.standing is Standing.VALID:
+        certificate = carried(policy, calibrated, evidence.readout, now)
+    return Judgement(ruled.verdict, ruled.reason, policy.rule, ruled.detail, certificate, member)
+
+
+def _lost(guarantee: Guarantee, standing: Standing, now: datetime) -> _Ruled | None:
+    """Why a certificate supports no trust at `now`; the gravest reason."""
+    expired = guarantee.expired(now)
+    if standing is Standing.WITHDRAWN or (not expired and standing is not Standing.VALID):
+        return _Ruled(Verdict.REVIEW, _STANDINGS[standing])
+    if not expired:
+        return None
+    detail = None if guarantee.ends_at is None else f"it expired at {guarantee.ends_at.isoformat()}"
+    return _Ruled(Verdict.REVIEW, Reason.CERTIFICATE_EXPIRED, detail)
 
 
 def _tightens(policy: PolicySpec, override: PolicyOverride, readout: ReadoutKind) -> bool:

@@ -30,6 +30,18 @@ class Reason(StrEnum):
     UNCALIBRATED = "uncalibrated"
     LOW_LABEL_MASS = "low_label_mass"
     CALIBRATION_MISMATCH = "calibration_mismatch"
+    CERTIFICATE_WITHDRAWN = "certificate_withdrawn"
+    CERTIFICATE_STARVED = "certificate_starved"
+    GUARANTEE_UNKNOWN = "guarantee_unknown"
+
+
+class Standing(StrEnum):
+    """How a certificate stands, as far as this process knows. Its expiry is judged by the certificate's own dates."""
+
+    VALID = "valid"
+    STARVED = "starved"
+    WITHDRAWN = "withdrawn"
+    UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +117,8 @@ class Decision:
 
     `probabilities` float64 [K] in option order, calibrated where `calibration` is given. `rule` is the kind of policy
     that was in force, `reason_detail` what a reason leaves open, such as the parts that a bundle does not fit.
+    `guarantee`: key of the certificate whose trusted set the decision belongs to, also where it is not trusted since
+    that certificate is withdrawn, starved or expired.
     """
 
     id: str
@@ -128,6 +142,7 @@ class Decision:
     reason_detail: str | None = None
     calibration: CalibrationInfo | None = None
     certificate: CertificateInfo | None = None
+    guarantee: str | None = None
 
     @property
     def name(self) -> str:

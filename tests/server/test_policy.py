@@ -11,7 +11,7 @@ from demur.decision.task import PolicyKind, PolicySpec, ReadoutKind, Scale
 from demur.server.calibrated import Applied, Calibrated, policy_hash
 from demur.server.guarantee import Guarantee
 from demur.server.policy import Evidence, judge
-from demur.server.types import PolicyOverride
+from demur.server.types import PolicyOverride, Standing
 
 from .bundled import certificates
 
@@ -113,6 +113,41 @@ def test_expiry(policy):
     assert ruled(policy, evidence(0.95), PolicyOverride(defer_below=0.1), now=late)[0] == "review"
     assert ruled({"trust_at": 0.9}, evidence(0.95), now=late)[0] == "trust"
     assert ruled(policy, evidence(0.95, guarantee=replace(GUARANTEE, expires_at=None)), now=late)[0] == "review"
+
+
+@pytest.mark.parametrize("policy", [{}, {"trust_at": THRESHOLD, "scale": Scale.SCORE}])
+@pytest.mark.parametrize(
+    ("standing", "reason", "late_reason"),
+    [
+        (Standing.WITHDRAWN, "certificate_withdrawn", "certificate_withdrawn"),
+        (Standing.STARVED, "certificate_starved", "certificate_expired"),
+        (Standing.UNKNOWN, "guarantee_unknown", "certificate_expired"),
+    ],
+)
+def test_a_certificate_that_does_not_stand_takes_its_trust_along(policy, standing, reason, late_reason):
+    known = replace(evidence(0.95), standing=standing)
+    assert ruled(policy, known) == ("review", reason, False)
+    assert ruled(policy, known, PolicyOverride(defer_below=0.1)) == ("review", reason, False)
+    assert ruled(policy, known, now=NOW + timedelta(days=90)) == ("review", late_reason, False)
+    # What rests on no certificate is as it was, and what was not trusted keeps its reason.
+    assert ruled({"trust_at": 0.9}, known) == ("trust", "above_trust_threshold", False)
+    assert ruled({}, replace(evidence(0.1), standing=standing)) == ("defer", "below_defer_threshold", False)
+
+
+def test_the_trusted_set_is_the_same_whatever_became_of_its_certificate():
+    keyed = replace(GUARANTEE, key="k")
+
+    def key(policy, score, override=None, now=NOW, standing=Standing.VALID):
+        known = replace(evidence(0.95, score, guarantee=keyed), standing=standing)
+        return judge(PolicySpec(**policy), override, known, now=now).guarantee
+
+    for standing in Standing:
+        assert key({}, 0.95, standing=standing) == "k"
+        assert key({}, 0.95, now=NOW + timedelta(days=90), standing=standing) == "k"
+    assert key({}, 0.1) is None
+    assert key({"trust_at": 0.9}, 0.95) is None
+    # What a caller has picked out of it says nothing of the whole.
+    assert key({}, 0.95, PolicyOverride(trust_at=0.5)) is None
 
 
 def test_a_request_can_only_tighten():
