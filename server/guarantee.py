@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from demur.calibration import Certificate
 from demur.decision.bundle import Bundle
-from demur.decision.canonical import canonical_bytes
+from demur.decision.canonical import Json, canonical_bytes
 from demur.decision.errors import BundleError
 from demur.server.types import CertificateInfo
 
@@ -108,8 +108,8 @@ def guarantee_of(bundle: Bundle) -> Guarantee | None:
 
 
 def _key(bundle: Bundle) -> str:
-    """Hash of the certificate and all that it was issued for; a calibrator that leaves the trusted set alone is none."""
-    said = [bundle.task, dict(bundle.pins), hashlib.sha256(bundle.files["certificate.json"]).hexdigest()]
+    """Hash of the certificate and of all that it was issued for, the calibrator left aside."""
+    said: Json = [bundle.task, dict(bundle.pins), hashlib.sha256(bundle.files["certificate.json"]).hexdigest()]
     return hashlib.sha256(canonical_bytes(said)).hexdigest()[:32]
 
 

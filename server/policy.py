@@ -196,7 +196,7 @@ def _from(value: float, threshold: float | None) -> _Ruled:
 
 
 def _dated(policy: PolicySpec, override: PolicyOverride, evidence: Evidence, ruled: _Ruled, now: datetime) -> Judgement:
-    """The judgement, with the certificate that the trusted set carries; one that does not hold takes its trust along."""
+    """The judgement, with the certificate that the trusted set carries; one that is lost takes its trust along."""
     calibrated = evidence.calibrated
     guarantee = None if calibrated is None else calibrated.guarantee
     if calibrated is None or guarantee is None:

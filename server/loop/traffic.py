@@ -1,6 +1,7 @@
 """Drift of a task: the last decisions of this process against the rows that its bundle was made from."""
 
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -8,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from demur.calibration import DriftMonitor, DriftReading
+from demur.calibration.drift import Signal
 
 #: Decisions compared at once; fewer where the reference is small, since it should be ten times as large.
 WINDOW, _SMALLEST_WINDOW, _REFERENCE_WINDOWS = 500, 50, 10
@@ -38,7 +40,7 @@ class Traffic:
 
     expected_accuracy: float | None
     drift: DriftReading | None
-    limits: dict[str, float]
+    limits: Mapping[Signal, float]
 
 
 class TrafficWindow:
@@ -69,7 +71,7 @@ class TrafficWindow:
             np.array([row.index for row in rows], dtype=np.int64),
             np.clip([row.label_mass for row in rows], 0.0, 1.0),
         )
-        return Traffic(accuracy, reading, dict(self._monitor.limits))
+        return Traffic(accuracy, reading, self._monitor.limits)
 
 
 @lru_cache(maxsize=1024)
