@@ -34,7 +34,8 @@ class JsonFormatter(logging.Formatter):
     """One JSON object a line.
 
     Members beyond the message come from `extra={"fields": {...}}`. Of an exception it keeps the type and the places
-    it passed, never its message: that may quote an input.
+    it passed, never its message: that may quote an input. Of others' lines it keeps the first: asyncio's further ones
+    show the exception.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -43,7 +44,7 @@ class JsonFormatter(logging.Formatter):
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": record.getMessage() if _is_ours(record) else record.getMessage().partition("\n")[0],
         }
         if request_id := _request_id.get():
             line["request_id"] = request_id
@@ -59,13 +60,19 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, ensure_ascii=False, default=str)
 
 
+def _is_ours(record: logging.LogRecord) -> bool:
+    return record.name.partition(".")[0] == "demur"
+
+
 def logging_config(level: str) -> dict[str, Any]:
-    """A `logging.config.dictConfig` for the process and for uvicorn, whose access log shows queries: it stays off."""
+    """A `logging.config.dictConfig` for the process. Uvicorn's access log shows queries: it stays off."""
     return {
         "version": 1,
         "disable_existing_loggers": False,
         "formatters": {"json": {"()": JsonFormatter}},
         "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "json"}},
+        # What asyncio and others complain about would otherwise show with the whole exception.
+        "root": {"handlers": ["stderr"], "level": "WARNING"},
         "loggers": {
             "demur": {"handlers": ["stderr"], "level": level.upper(), "propagate": False},
             "uvicorn": {"handlers": ["stderr"], "level": "WARNING", "propagate": False},

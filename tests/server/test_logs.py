@@ -1,3 +1,6 @@
+import asyncio
+import contextlib
+import gc
 import json
 import logging
 import logging.config
@@ -97,21 +100,45 @@ async def test_request_ids_that_do_not_fit_are_replaced(plain, given):
     assert reply.headers["x-request-id"] != (await client.get("/healthz")).headers["x-request-id"]
 
 
-def test_the_configuration_writes_json_lines(capsys):
+@contextlib.contextmanager
+def configured():
+    """The configuration of a server process, taken back afterwards."""
     before = {
         name: (logger.level, logger.handlers[:], logger.propagate)
-        for name in ("demur", "uvicorn", "uvicorn.access")
+        for name in ("", "demur", "uvicorn", "uvicorn.access")
         if (logger := logging.getLogger(name))
     }
     try:
         logging.config.dictConfig(logging_config("info"))
-        logging.getLogger("demur.server").info("hello %s", "world", extra={"fields": {"n": 1}})
-        logging.getLogger("uvicorn.access").info("GET /?input=secret")
-        logging.getLogger("demur.server").debug("quiet")
+        yield
     finally:
         for name, (level, handlers, propagate) in before.items():
             logger = logging.getLogger(name)
             logger.setLevel(level)
             logger.handlers[:], logger.propagate = handlers, propagate
+
+
+def test_the_configuration_writes_json_lines(capsys):
+    with configured():
+        logging.getLogger("demur.server").info("hello %s", "world", extra={"fields": {"n": 1}})
+        logging.getLogger("uvicorn.access").info("GET /?input=secret")
+        logging.getLogger("demur.server").debug("quiet")
     (line,) = capsys.readouterr().err.splitlines()
     assert {"message": "hello world", "level": "info", "n": 1}.items() <= json.loads(line).items()
+
+
+def test_what_the_event_loop_complains_about_shows_no_input(capsys):
+    async def fail():
+        raise ValueError(SECRET)
+
+    async def forget():
+        task = asyncio.create_task(fail())
+        await asyncio.wait([task])
+
+    with configured(), asyncio.Runner() as runner:
+        runner.run(forget())
+        gc.collect()
+    (line,) = map(json.loads, capsys.readouterr().err.splitlines())
+    assert (line["logger"], line["message"]) == ("asyncio", "Task exception was never retrieved")
+    assert line["exception"] == "ValueError"
+    assert "Rumpelstiltskin" not in json.dumps(line)
