@@ -164,13 +164,3 @@ class Attempt:
     at: datetime
     delta: float
     outcome: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """In-memory state as of two places in the tail; `text` is its owner's."""
-
-    name: str
-    audit_seq: int
-    label_seq: int
-    text: str

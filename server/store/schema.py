@@ -26,6 +26,8 @@ metadata = MetaData(
     }
 )
 
+# A decision that a person may still be asked about, besides audits.
+WAITING = text("label IS NULL AND NOT drawn AND NOT erased AND verdict <> 'trust'")
 # SQLite numbers rows by itself only in a column that is an INTEGER.
 RowNumber = BigInteger().with_variant(Integer, "sqlite")
 
@@ -85,14 +87,20 @@ decisions = Table(
     Column("claimed_until", BigInteger),
     Index("ix_decisions_id", "id", unique=True),
     Index("ix_decisions_task_seq", "task", "seq"),
-    # Whatever a person may still be asked about, besides audits.
     Index(
         "ix_decisions_waiting",
         "task",
         "verdict",
         "seq",
-        sqlite_where=text("label IS NULL AND NOT drawn AND NOT erased AND verdict <> 'trust'"),
-        postgresql_where=text("label IS NULL AND NOT drawn AND NOT erased AND verdict <> 'trust'"),
+        sqlite_where=WAITING,
+        postgresql_where=WAITING,
+    ),
+    Index(
+        "ix_decisions_waiting_anywhere",
+        "verdict",
+        "seq",
+        sqlite_where=WAITING,
+        postgresql_where=WAITING,
     ),
     Index(
         "ix_decisions_subject",
@@ -189,13 +197,4 @@ attempts = Table(
     Column("at", BigInteger, nullable=False),
     Column("delta", Double, nullable=False),
     Column("outcome", Text),
-)
-
-snapshots = Table(
-    "snapshots",
-    metadata,
-    Column("name", Text, primary_key=True),
-    Column("audit_seq", BigInteger, nullable=False),
-    Column("label_seq", BigInteger, nullable=False),
-    Column("text", Text, nullable=False),
 )

@@ -8,6 +8,8 @@ from alembic import op
 revision = "0001"
 down_revision = None
 
+_WAITING = sa.text("label IS NULL AND NOT drawn AND NOT erased AND verdict <> 'trust'")
+
 
 def upgrade() -> None:
     """Makes all tables, the row of counters and the secret."""
@@ -88,8 +90,16 @@ def upgrade() -> None:
         "decisions",
         ["task", "verdict", "seq"],
         unique=False,
-        sqlite_where=sa.text("label IS NULL AND NOT drawn AND NOT erased AND verdict <> 'trust'"),
-        postgresql_where=sa.text("label IS NULL AND NOT drawn AND NOT erased AND verdict <> 'trust'"),
+        sqlite_where=_WAITING,
+        postgresql_where=_WAITING,
+    )
+    op.create_index(
+        "ix_decisions_waiting_anywhere",
+        "decisions",
+        ["verdict", "seq"],
+        unique=False,
+        sqlite_where=_WAITING,
+        postgresql_where=_WAITING,
     )
     op.create_table(
         "guarantees",
@@ -127,14 +137,6 @@ def upgrade() -> None:
         sa.Column("name", sa.Text(), nullable=False),
         sa.Column("value", sa.LargeBinary(), nullable=False),
         sa.PrimaryKeyConstraint("name", name=op.f("pk_secrets")),
-    )
-    op.create_table(
-        "snapshots",
-        sa.Column("name", sa.Text(), nullable=False),
-        sa.Column("audit_seq", sa.BigInteger(), nullable=False),
-        sa.Column("label_seq", sa.BigInteger(), nullable=False),
-        sa.Column("text", sa.Text(), nullable=False),
-        sa.PrimaryKeyConstraint("name", name=op.f("pk_snapshots")),
     )
     op.create_table(
         "audits",

@@ -1,0 +1,171 @@
+"""Decisions in the store: put there, found again, drawn for audit."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, select, update
+from sqlalchemy.sql.selectable import Select
+
+from demur.server.store import schema
+from demur.server.store.records import AuditRecord, DecisionRecord, LabelRecord
+from demur.server.store.rows import (
+    OptionSets,
+    audit_of,
+    decision_of,
+    decision_row,
+    insert,
+    label_of,
+    micros,
+    options_hash,
+)
+
+_D, _A, _L = schema.decisions, schema.audits, schema.labels
+_FIRST, _SECOND = _L.alias("first"), _L.alias("second_label")
+
+
+def put(connection: Connection, records: Sequence[DecisionRecord]) -> None:
+    """Stores decisions. Of one that is there already, the verdict is brought up to date."""
+    _put_options(connection, records)
+    connection.execute(_insert(connection), [decision_row(record) for record in records])
+
+
+def put_drawn(connection: Connection, record: DecisionRecord, *, due: datetime, double: bool) -> int:
+    """Stores a decision that was drawn, with its audit; gives the audit's seq."""
+    _put_options(connection, [record])
+    decision = connection.scalar(_insert(connection).returning(_D.c.seq), decision_row(record))
+    counters = schema.counters
+    seq = connection.scalar(
+        update(counters).where(counters.c.id == 1).values(audits=counters.c.audits + 1).returning(counters.c.audits)
+    )
+    assert seq is not None  # noqa: S101 - the row is made with the table
+    connection.execute(
+        _A.insert(),
+        {
+            "seq": seq,
+            "decision": decision,
+            "task": record.task,
+            "guarantee": record.guarantee,
+            "due": micros(due),
+            "double": double,
+            "open": True,
+        },
+    )
+    return seq
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Found:
+    """A decision with its history: labels in the order given, and its audit if it was drawn."""
+
+    decision: DecisionRecord
+    labels: tuple[LabelRecord, ...]
+    audit: AuditRecord | None
+
+
+def find(connection: Connection, options: OptionSets, decision_id: str) -> Found | None:
+    """A decision by id; None where there is none, or it was erased."""
+    row = connection.execute(_whole().where(_D.c.id == decision_id, ~_D.c.erased)).mappings().first()
+    if row is None:
+        return None
+    decision = decision_of(row, options.names(connection, [row["options"]])[row["options"]])
+    audit = None if row["audit_seq"] is None else audit_of(row, decision)
+    labels = connection.execute(select(_L).where(_L.c.decision == row["seq"]).order_by(_L.c.seq)).mappings()
+    given = tuple(label_of({**label, "task": decision.task}, decision.id, audit) for label in labels)
+    return Found(decision, given, audit)
+
+
+def recent(connection: Connection, options: OptionSets, task: str, limit: int) -> list[DecisionRecord]:
+    """The last decisions of a task that were stored, oldest first."""
+    query = select(_D).where(_D.c.task == task).order_by(_D.c.seq.desc()).limit(limit)
+    rows = connection.execute(query).mappings().all()
+    names = options.names(connection, [row["options"] for row in rows])
+    return [decision_of(row, names[row["options"]]) for row in reversed(rows)]
+
+
+def drawn(
+    connection: Connection,
+    options: OptionSets,
+    *,
+    after: int = 0,
+    limit: int | None = None,
+    task: str | None = None,
+    guarantee: str | None = None,
+) -> list[AuditRecord]:
+    """Audits after a seq, in drawn order, of a task or of a guarantee, with the labels in force."""
+    query = _whole().where(_A.c.seq > after).order_by(_A.c.seq).limit(limit)
+    if task is not None:
+        query = query.where(_A.c.task == task)
+    if guarantee is not None:
+        query = query.where(_A.c.guarantee == guarantee)
+    return _audits(connection, options, connection.execute(query).mappings().all())
+
+
+def changes(
+    connection: Connection, options: OptionSets, after_audit: int, after_label: int, limit: int
+) -> tuple[list[AuditRecord], list[LabelRecord]]:
+    """Audits and labels after two places, each in its order, `limit` of each at most. No label precedes its audit."""
+    audits = drawn(connection, options, after=after_audit, limit=limit)
+    query = (
+        select(_L, _D.c.id, _D.c.task)
+        .join_from(_L, _D, _L.c.decision == _D.c.seq)
+        .where(_L.c.seq > after_label)
+        .order_by(_L.c.seq)
+        .limit(limit)
+    )
+    rows = connection.execute(query).mappings().all()
+    if len(audits) == limit:
+        seen = audits[-1].seq
+        early = next((i for i, row in enumerate(rows) if (row["audit"] or 0) > seen), len(rows))
+        rows = rows[:early]
+    wanted = {row["audit"] for row in rows if row["audit"] is not None}
+    known = {audit.seq: audit for audit in audits if audit.seq in wanted}
+    if missing := wanted - known.keys():
+        some = connection.execute(_whole().where(_A.c.seq.in_(missing))).mappings().all()
+        known |= {audit.seq: audit for audit in _audits(connection, options, some)}
+    return audits, [label_of(row, row["id"], known.get(row["audit"])) for row in rows]
+
+
+def heads(connection: Connection) -> tuple[int, int]:
+    """The last seq given to an audit and to a label, 0 before the first."""
+    counters = schema.counters
+    row = connection.execute(select(counters.c.audits, counters.c.labels).where(counters.c.id == 1)).one()
+    return row.audits, row.labels
+
+
+def _audits(connection: Connection, options: OptionSets, rows: Sequence[Mapping[str, Any]]) -> list[AuditRecord]:
+    names = options.names(connection, [row["options"] for row in rows])
+    return [audit_of(row, decision_of(row, names[row["options"]])) for row in rows]
+
+
+def _whole() -> Select[Any]:
+    """Decisions with their audits, and the names of the labels in force."""
+    return (
+        select(
+            _D,
+            _A.c.seq.label("audit_seq"),
+            _A.c.due,
+            _A.c.double,
+            _A.c.open,
+            _FIRST.c.label.label("audit_label"),
+            _SECOND.c.label.label("audit_second"),
+        )
+        .outerjoin_from(_D, _A, _A.c.decision == _D.c.seq)
+        .outerjoin(_FIRST, _FIRST.c.seq == _D.c.label)
+        .outerjoin(_SECOND, _SECOND.c.seq == _A.c.second)
+    )
+
+
+def _insert(connection: Connection) -> Any:
+    statement = insert(connection.dialect)(_D)
+    new = statement.excluded
+    return statement.on_conflict_do_update(index_elements=["id"], set_={"verdict": new.verdict, "reason": new.reason})
+
+
+def _put_options(connection: Connection, records: Sequence[DecisionRecord]) -> None:
+    sets = {options_hash(record.options): record.options for record in records}
+    statement = insert(connection.dialect)(schema.option_sets).on_conflict_do_nothing()
+    # In one order, so that two processes never wait for each other.
+    connection.execute(statement, [{"hash": key, "names": json.dumps(names)} for key, names in sorted(sets.items())])

@@ -1,0 +1,116 @@
+"""What operators do to a store: count, export, let go of what is old, erase what somebody wants erased."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, delete, func, select, update
+
+from demur.server.store import schema
+from demur.server.store.decisions import drawn
+from demur.server.store.records import AuditRecord
+from demur.server.store.rows import OptionSets, micros, moment
+
+#: Decisions that one transaction lets go: others wait meanwhile.
+BATCH = 2_000
+
+_D, _A, _L = schema.decisions, schema.audits, schema.labels
+_ERASED = {"input": None, "input_hash": "", "key": None, "subject": None, "logprobs": b"", "scores": None}
+
+
+@dataclass(frozen=True, slots=True)
+class AuditCounts:
+    """A task's audits. `open`: without a label; `expired`: those of them whose deadline has passed.
+
+    `double`: audits that two people have labelled; `disagreed`: those on which they differ.
+    """
+
+    labelled: int
+    open: int
+    expired: int
+    double: int
+    disagreed: int
+
+
+def audit_counts(connection: Connection, now: datetime) -> dict[str, AuditCounts]:
+    """By task."""
+    first, second = _L.alias("first"), _L.alias("second_label")
+    query = (
+        select(
+            _A.c.task,
+            func.count(_D.c.label),
+            func.count() - func.count(_D.c.label),
+            func.count().filter(_D.c.label.is_(None), _A.c.due < micros(now)),
+            func.count(_A.c.second),
+            func.count().filter(first.c.label != second.c.label),
+        )
+        .join_from(_A, _D, _A.c.decision == _D.c.seq)
+        .outerjoin(first, first.c.seq == _D.c.label)
+        .outerjoin(second, second.c.seq == _A.c.second)
+        .group_by(_A.c.task)
+    )
+    return {row[0]: AuditCounts(*row[1:]) for row in connection.execute(query)}
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """How much is in the store, and from when to when."""
+
+    decisions: int
+    audits: int
+    labels: int
+    oldest: datetime | None
+    newest: datetime | None
+
+
+def totals(connection: Connection) -> Totals:
+    """Counts of everything."""
+    count = [connection.scalar(select(func.count()).select_from(table)) or 0 for table in (_D, _A, _L)]
+    ends = [connection.scalar(select(_D.c.at).order_by(order).limit(1)) for order in (_D.c.seq.asc(), _D.c.seq.desc())]
+    oldest, newest = (None if at is None else moment(at) for at in ends)
+    return Totals(*count, oldest, newest)
+
+
+def exported(
+    connection: Connection, options: OptionSets, task: str | None, *, batch: int = 1_000
+) -> Iterator[AuditRecord]:
+    """All audits in drawn order with the labels in force; those not erased have all that fits a calibrator."""
+    last = 0
+    while audits := drawn(connection, options, after=last, limit=batch, task=task):
+        yield from audits
+        last = audits[-1].seq
+
+
+def erase(connection: Connection, *, ids: list[str] | None = None, subject: str | None = None) -> int:
+    """Lets go of decisions by id or by the hash of their subject, `BATCH` at most; gives how many there were.
+
+    Those that were drawn stay as evidence without input, hash, key, subject and raw readout.
+    """
+    query = select(_D.c.seq, _D.c.drawn).where(~_D.c.erased).limit(BATCH)
+    query = query.where(_D.c.subject == subject) if ids is None else query.where(_D.c.id.in_(ids))
+    return _let_go(connection, connection.execute(query).all())
+
+
+def expire(connection: Connection, before: datetime) -> int:
+    """Lets go of the oldest decisions from before a time, `BATCH` at most; gives how many there were."""
+    oldest = select(_D.c.seq, _D.c.drawn, _D.c.at).where(~_D.c.erased).order_by(_D.c.seq).limit(BATCH)
+    rows = connection.execute(oldest).all()
+    due = [row for row in rows if row.at < micros(before)]
+    return _let_go(connection, due)
+
+
+def expire_replies(connection: Connection, before: datetime) -> None:
+    """Forgets answers under idempotency keys from before a time."""
+    connection.execute(delete(schema.replies).where(schema.replies.c.at < micros(before)))
+
+
+def _let_go(connection: Connection, rows: Any) -> int:
+    kept = [row.seq for row in rows if row.drawn]
+    gone = [row.seq for row in rows if not row.drawn]
+    if kept:
+        connection.execute(update(_D).where(_D.c.seq.in_(kept)).values(**_ERASED, erased=True))
+    if gone:
+        connection.execute(delete(_L).where(_L.c.decision.in_(gone)))
+        connection.execute(delete(_D).where(_D.c.seq.in_(gone)))
+    return len(kept) + len(gone)
