@@ -37,7 +37,7 @@ def put_drawn(connection: Connection, record: DecisionRecord, *, due: datetime, 
     _put_options(connection, [record])
     decision = connection.scalar(_insert(connection).returning(_D.c.seq), decision_row(record))
     counters = schema.counters
-    seq = connection.scalar(
+    seq: int | None = connection.scalar(
         update(counters).where(counters.c.id == 1).values(audits=counters.c.audits + 1).returning(counters.c.audits)
     )
     assert seq is not None  # noqa: S101 - the row is made with the table
@@ -135,7 +135,7 @@ def heads(connection: Connection) -> tuple[int, int]:
     return row.audits, row.labels
 
 
-def _audits(connection: Connection, options: OptionSets, rows: Sequence[Mapping[str, Any]]) -> list[AuditRecord]:
+def _audits(connection: Connection, options: OptionSets, rows: Sequence[Mapping[Any, Any]]) -> list[AuditRecord]:
     names = options.names(connection, [row["options"] for row in rows])
     return [audit_of(row, decision_of(row, names[row["options"]])) for row in rows]
 

@@ -134,7 +134,7 @@ def _standings(connection: Connection, options: OptionSets, ids: Sequence[str]) 
     return {row["id"]: _standing(row, names[row["options"]]) for row in rows}
 
 
-def _standing(row: Mapping[str, Any], options: tuple[str, ...]) -> _Standing:
+def _standing(row: Mapping[Any, Any], options: tuple[str, ...]) -> _Standing:
     return _Standing(
         seq=row["seq"],
         task=row["task"],

@@ -101,7 +101,7 @@ def release(connection: Connection, ids: Sequence[str], *, person: str) -> Mappi
 
 def _rows(
     connection: Connection, task: str | None, kind: Kind, start: int, limit: int, person: str | None, now: datetime
-) -> Sequence[Mapping[str, Any]]:
+) -> Sequence[Mapping[Any, Any]]:
     if kind == "audit":
         query = (
             select(_D, _A.c.seq.label("place"))
@@ -130,7 +130,7 @@ def _free(person: str | None, now: datetime) -> ColumnElement[bool]:
     return free if person is None else or_(free, _D.c.claimed_by == person)
 
 
-def _item(row: Mapping[str, Any], kind: Kind, options: tuple[str, ...]) -> ReviewItem:
+def _item(row: Mapping[Any, Any], kind: Kind, options: tuple[str, ...]) -> ReviewItem:
     blind = kind == "audit"
     return ReviewItem(
         id=row["id"],

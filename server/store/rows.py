@@ -75,7 +75,7 @@ def decision_row(record: DecisionRecord) -> dict[str, Any]:
     }
 
 
-def decision_of(row: Mapping[str, Any], options: tuple[str, ...]) -> DecisionRecord:
+def decision_of(row: Mapping[Any, Any], options: tuple[str, ...]) -> DecisionRecord:
     """The record of a row of `decisions`."""
     logprobs = _floats(row["logprobs"])
     return DecisionRecord(
@@ -108,7 +108,7 @@ def decision_of(row: Mapping[str, Any], options: tuple[str, ...]) -> DecisionRec
     )
 
 
-def audit_of(row: Mapping[str, Any], decision: DecisionRecord) -> AuditRecord:
+def audit_of(row: Mapping[Any, Any], decision: DecisionRecord) -> AuditRecord:
     """The record of an audit; the row has `audit_seq`, `due`, `double`, `open` and both labels' names."""
     return AuditRecord(
         seq=row["audit_seq"],
@@ -121,7 +121,7 @@ def audit_of(row: Mapping[str, Any], decision: DecisionRecord) -> AuditRecord:
     )
 
 
-def label_of(row: Mapping[str, Any], decision_id: str, audit: AuditRecord | None) -> LabelRecord:
+def label_of(row: Mapping[Any, Any], decision_id: str, audit: AuditRecord | None) -> LabelRecord:
     """The record of a row of `labels`."""
     return LabelRecord(
         seq=row["seq"],

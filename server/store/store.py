@@ -77,7 +77,7 @@ class Store:
         """
         future = asyncio.wrap_future(self.writer.submit(job))
         try:
-            return await asyncio.wait_for(future, timeout_s or self._timeout_s)  # type: ignore[no-any-return]
+            return await asyncio.wait_for(future, timeout_s or self._timeout_s)
         except TimeoutError:
             raise StoreUnavailable("the store took too long") from None
 

@@ -66,10 +66,12 @@ class Totals:
 
 def totals(connection: Connection) -> Totals:
     """Counts of everything."""
-    count = [connection.scalar(select(func.count()).select_from(table)) or 0 for table in (_D, _A, _L)]
+    decisions, audits, labels = (
+        connection.scalar(select(func.count()).select_from(table)) or 0 for table in (_D, _A, _L)
+    )
     ends = [connection.scalar(select(_D.c.at).order_by(order).limit(1)) for order in (_D.c.seq.asc(), _D.c.seq.desc())]
     oldest, newest = (None if at is None else moment(at) for at in ends)
-    return Totals(*count, oldest, newest)
+    return Totals(decisions, audits, labels, oldest, newest)
 
 
 def exported(
