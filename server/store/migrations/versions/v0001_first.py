@@ -74,7 +74,6 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("seq", name=op.f("pk_decisions")),
         sqlite_autoincrement=True,
     )
-    op.create_index("ix_guarantees_task", "guarantees", ["task"], unique=False)
     op.create_index("ix_decisions_id", "decisions", ["id"], unique=True)
     op.create_index(
         "ix_decisions_subject",
@@ -117,6 +116,7 @@ def upgrade() -> None:
         sa.Column("ended_audit_seq", sa.BigInteger(), nullable=True),
         sa.PrimaryKeyConstraint("key", name=op.f("pk_guarantees")),
     )
+    op.create_index("ix_guarantees_task", "guarantees", ["task"], unique=False)
     op.create_table(
         "option_sets",
         sa.Column("hash", sa.Text(), nullable=False),
