@@ -9,6 +9,7 @@ TORCH_INDEX_URL ?=
 BIN := .venv/bin
 DEMO := models/demo
 STAMP := .venv/.demur-setup
+LINKS := build/namespace/.linked
 # One OpenMP pool for the engine is enough; numpy's threads only get in its way.
 export TOKENIZERS_PARALLELISM := false
 
@@ -18,7 +19,7 @@ export TOKENIZERS_PARALLELISM := false
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-setup: $(STAMP) $(DEMO)/config.json ## install into .venv from the lock file and export the demo model, where missing
+setup: $(STAMP) $(LINKS) $(DEMO)/config.json ## install into .venv from the lock file and export the demo model, where missing
 
 $(STAMP): requirements.lock pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -26,6 +27,10 @@ $(STAMP): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@$(BIN)/python -c "import torch, sys; sys.exit(torch.version.cuda and 'a CUDA build of torch was installed: set TORCH_INDEX_URL to the CPU wheel index of PyTorch (see README)')"
 	@$(BIN)/python -c "import ctypes; ctypes.CDLL('libnuma.so.1')" 2>/dev/null || { echo "vLLM's CPU build needs the system library libnuma.so.1 (Debian, Ubuntu: apt-get install libnuma1)" >&2; exit 1; }
+	@touch $@
+
+# For mypy, which does not see through an editable install.
+$(LINKS): pyproject.toml
 	@mkdir -p build/namespace/demur && cd build/namespace/demur && for part in decision calibration server training clients; do ln -sfn ../../../$$part $$part; done
 	@touch $@
 

@@ -68,3 +68,17 @@ def test_the_client_alone_pulls_neither_engine_nor_server(installed: Path, tmp_p
     assert seen["inside"]
     assert seen["typed"]
     assert [name for name in seen["loaded"] if not name.startswith("demur.clients")] == []
+
+
+def test_after_make_clean_what_mypy_needs_is_laid_again(tmp_path: Path):
+    """And nothing is installed anew: `make clean` leaves the environment and the model alone."""
+    for name in ("Makefile", "pyproject.toml", "requirements.lock"):
+        shutil.copy2(ROOT / name, tmp_path / name)
+    for path in ("models/demo/config.json", ".venv/.demur-setup"):
+        (tmp_path / path).parent.mkdir(parents=True)
+        (tmp_path / path).touch()
+    for _ in range(2):
+        run("make", "setup", cwd=tmp_path)
+        links = sorted(link.readlink().name for link in (tmp_path / "build/namespace/demur").iterdir())
+        assert links == sorted(PROJECT["tool"]["setuptools"]["package-dir"].values())
+        run("make", "clean", cwd=tmp_path)
