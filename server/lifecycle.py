@@ -5,6 +5,9 @@ from enum import StrEnum
 
 from demur.server.errors import EngineUnavailable, Unavailable
 
+#: Retry-After of a server whose engine failed: it ends, and whatever supervises it starts another.
+ENGINE_RETRY_S = 5
+
 
 class Phase(StrEnum):
     """Phases in their order; `failed` may follow any."""
@@ -40,14 +43,14 @@ class Lifecycle:
             return
         self.phase, self.detail = Phase.FAILED, detail
         for call in tuple(self._on_fail):
-            call(EngineUnavailable(detail))
+            call(EngineUnavailable(detail, retry_after=ENGINE_RETRY_S))
 
     def check(self) -> None:
         """Raises `Unavailable` (`EngineUnavailable` after a failure) unless decisions can be taken."""
         if self.phase is Phase.READY:
             return
         if self.phase is Phase.FAILED:
-            raise EngineUnavailable(self.detail)
+            raise EngineUnavailable(self.detail, retry_after=ENGINE_RETRY_S)
         raise Unavailable(f"{self.detail}; try again later", retry_after=self._retry_after_s)
 
     def on_fail(self, call: Callable[[EngineUnavailable], None]) -> Callable[[], None]:

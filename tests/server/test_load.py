@@ -208,11 +208,13 @@ async def test_when_the_engine_fails_those_who_wait_are_told_at_once(rig):
         built.lifecycle.fail("the engine died")
         reply = await one
         assert (reply.status_code, reply.json()["type"]) == (503, "urn:demur:problem:engine_unavailable")
+        assert int(reply.headers["retry-after"]) > 0
         assert [item["status"] for item in (await many).json()["items"]] == [503] * 3
         await built.stub.until_held(0)
         assert built.stub.cancelled == 4
         after = await client.post("/decide", json=INLINE)
         assert (after.status_code, after.json()["detail"]) == (503, "the engine died")
+        assert int(after.headers["retry-after"]) > 0
         assert (await client.get("/readyz")).json()["detail"] == "the engine died"
         built.lifecycle.drain()
         assert (await client.post("/decide", json=INLINE)).json()["type"] == "urn:demur:problem:engine_unavailable"
