@@ -13,11 +13,14 @@ changed is found by its file's hash. The id is the manifest's own hash, so it na
 """
 
 import hashlib
+import io
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,7 +39,7 @@ PINS = ("weights", "tokenizer", "chat_template", "question", "options", "readout
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A bundle as it was read, every byte checked. `files` holds the content by file name."""
+    """A bundle as it was read, every byte checked. `files` holds the content by file name, without the `manifest`."""
 
     id: str
     task: str
@@ -44,6 +47,7 @@ class Bundle:
     pins: Mapping[str, str]
     files: Mapping[str, bytes]
     path: Path
+    manifest: bytes = b""
 
     def document(self, name: str) -> Any:
         """A JSON file of the bundle; None where there is no such file. Raises BundleError for broken JSON."""
@@ -109,9 +113,35 @@ def read_bundle(path: Path) -> Bundle:
     """Reads and checks a bundle. Raises BundleError naming the file that is missing, extra or changed."""
     try:
         raw = (path / MANIFEST).read_bytes()
-        manifest = json.loads(raw)
+        names = {entry.name for entry in path.iterdir()}
     except OSError:
         raise BundleError(f"{path} is no bundle: it has no readable {MANIFEST}") from None
+    return _checked(raw, names, lambda name: (path / name).read_bytes(), path)
+
+
+def pack_bundle(bundle: Bundle) -> bytes:
+    """All of a bundle as one ZIP archive."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in sorted({MANIFEST: bundle.manifest, **bundle.files}.items()):
+            archive.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
+    return packed.getvalue()
+
+
+def unpack_bundle(packed: bytes, path: Path) -> Bundle:
+    """The bundle that was packed, checked like one that is read; `path` is named in faults. Raises BundleError."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(packed)) as archive:
+            contents = {name: archive.read(name) for name in archive.namelist()}
+        raw = contents[MANIFEST]
+    except (KeyError, zipfile.BadZipFile, zlib.error):
+        raise BundleError(f"{path} is no packed bundle") from None
+    return _checked(raw, contents.keys(), contents.__getitem__, path)
+
+
+def _checked(raw: bytes, names: Set[str], read: Callable[[str], bytes], path: Path) -> Bundle:
+    try:
+        manifest = json.loads(raw)
     except ValueError:
         raise BundleError(f"{path / MANIFEST} is not JSON") from None
     match manifest:
@@ -129,22 +159,23 @@ def read_bundle(path: Path) -> Bundle:
         raise BundleError(f"{path} has schema {schema}; this version reads {SCHEMA}")
     if missing := sorted(REQUIRED - hashes.keys()):
         raise BundleError(f"{path / MANIFEST} names no {', '.join(missing)}")
-    files = {name: _checked(path, name, digest) for name, digest in hashes.items()}
-    if extra := sorted({entry.name for entry in path.iterdir()} - files.keys() - {MANIFEST}):
+    files = {name: _content(path, name, digest, read) for name, digest in hashes.items()}
+    if extra := sorted(names - files.keys() - {MANIFEST}):
         raise BundleError(f"{path / extra[0]} is not part of the bundle")
     try:
         created = datetime.fromisoformat(created_at)
     except ValueError:
         raise BundleError(f"{path / MANIFEST}: created_at is no time") from None
-    return Bundle(hashlib.sha256(canonical_bytes(manifest)).hexdigest(), task, created, pins, files, path)
+    bundle_id = hashlib.sha256(canonical_bytes(manifest)).hexdigest()
+    return Bundle(bundle_id, task, created, pins, files, path, raw)
 
 
-def _checked(path: Path, name: str, digest: str) -> bytes:
+def _content(path: Path, name: str, digest: str, read: Callable[[str], bytes]) -> bytes:
     if Path(name).name != name or name.startswith("."):
         raise BundleError(f"{path / MANIFEST} names {name!r}, which is not a file of the bundle")
     try:
-        content = (path / name).read_bytes()
-    except OSError:
+        content = read(name)
+    except (OSError, KeyError):
         raise BundleError(f"{path / name} is missing") from None
     if hashlib.sha256(content).hexdigest() != digest:
         raise BundleError(f"{path / name} was changed: its hash is not the one in {MANIFEST}")

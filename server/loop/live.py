@@ -1,0 +1,239 @@
+"""The live state of this process: it reads what changed in the store, and says how certificates stand.
+
+Every process tails the same two sequences, audits and labels, and so comes to the same numbers. One that cannot read
+them for `STALE_S` knows nothing: whatever rests on a certificate is then not trusted.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
+from itertools import count
+
+from sqlalchemy import Connection
+
+from demur.calibration.monitor import State
+from demur.server.loop.state import GuaranteeStatus, LiveState, Row, TaskStatus
+from demur.server.loop.window import WINDOW
+from demur.server.store.decisions import changes, heads, last_labelled
+from demur.server.store.errors import StoreUnavailable
+from demur.server.store.guarantees import move_guarantee, outcomes, put_guarantee, waiting
+from demur.server.store.records import AuditRecord, GuaranteeRecord, LabelRecord
+from demur.server.store.store import Store
+from demur.server.store.versions import active_bundles
+from demur.server.types import Standing
+
+#: Without a successful read for so long nothing is known any more.
+STALE_S = 10.0
+#: Between two looks at the store.
+POLL_S = 0.4
+_EVENTS = 2_000
+_STANDINGS: dict[State, Standing] = {
+    "valid": Standing.VALID,
+    "starved": Standing.STARVED,
+    "withdrawn": Standing.WITHDRAWN,
+    # Decisions are judged by the dates in the certificate itself.
+    "expired": Standing.VALID,
+}
+
+_log = logging.getLogger("demur.loop")
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What a task is served with: its bundle's id, and the certificates of that bundle, as new ones."""
+
+    task: str
+    bundle: str
+    guarantees: tuple[GuaranteeRecord, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StateChange:
+    """A certificate's state changed, and this process is the one that says so."""
+
+    status: GuaranteeStatus
+    before: State
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class LiveView:
+    """What is known, all of one moment. `active`: id of every task's active bundle, by all processes' agreement."""
+
+    guarantees: Mapping[str, GuaranteeStatus]
+    tasks: Mapping[str, TaskStatus]
+    active: Mapping[str, str]
+
+
+class LiveLoop:
+    """Owned by one event loop; `run` polls until it is cancelled."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        max_missing: float = 0.1,
+        on_change: Callable[[StateChange], None] = lambda _: None,
+        on_view: Callable[[LiveView], Awaitable[None]] | None = None,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`on_change` is told of states that this process was the first to change; `on_view` of every look."""
+        self._store = store
+        self._state = LiveState(max_missing=max_missing)
+        self._on_change, self._on_view = on_change, on_view
+        self._clock, self._monotonic = clock, monotonic
+        self._place: tuple[int, int] | None = None
+        self._wanted: dict[str, Served] = {}
+        self._served: dict[str, Served] = {}
+        self._known: dict[str, State] = {}
+        self._standings: Mapping[str, Standing] = {}
+        self._fresh: float | None = None
+        self._lock = asyncio.Lock()
+        self._tickets, self._covered = count(1), 0
+        self.view = LiveView({}, {}, {})
+
+    def standing(self, key: str) -> Standing:
+        """How a certificate stands; unknown where that could not be read lately."""
+        if self.age > STALE_S:
+            return Standing.UNKNOWN
+        return self._standings.get(key, Standing.UNKNOWN)
+
+    def withdrawn(self, task: str) -> bool:
+        """Whether a certificate that the task is served with is withdrawn: all its decisions are then drawn alike."""
+        served = self._served.get(task)
+        keys = () if served is None else (record.key for record in served.guarantees)
+        return any(self._standings.get(key) is Standing.WITHDRAWN for key in keys)
+
+    @property
+    def age(self) -> float:
+        """Seconds since the store was last read; infinite before that."""
+        return float("inf") if self._fresh is None else self._monotonic() - self._fresh
+
+    def serve(self, served: Served) -> None:
+        """Watches what a task is served with from the next look on; until then its certificates are unknown."""
+        self._wanted[served.task] = served
+
+    async def run(self) -> None:
+        """Looks at the store again and again."""
+        while True:
+            try:
+                await self.catch_up()
+            except StoreUnavailable:
+                _log.debug("the store cannot be read")
+            except Exception:
+                _log.exception("cannot follow the store")
+            await asyncio.sleep(POLL_S)
+
+    async def catch_up(self) -> None:
+        """Takes all that was committed before this call. Raises StoreUnavailable. Calls that wait share a look."""
+        ticket = next(self._tickets)
+        async with self._lock:
+            if self._covered > ticket:
+                return
+            covered = next(self._tickets)
+            while await self._look():
+                pass
+            self._covered = covered
+
+    async def _look(self) -> bool:
+        """One look; whether there may be more to see."""
+        began = self._monotonic()
+        await self._begin_serving()
+        if self._place is None:
+            place, unlabelled = await self._store.read(
+                lambda connection: (heads(connection), waiting(connection))
+            )
+            for task, seq, due in unlabelled:
+                self._state.wait(task, seq, due)
+            self._place = place
+        place = self._place
+        audits, labels, active = await self._store.read(lambda connection: self._changes(connection, place))
+        now = self._clock()
+        view = await asyncio.to_thread(self._apply, audits, labels, active, now)
+        self._place = (
+            audits[-1].seq if audits else place[0],
+            labels[-1].seq if labels else place[1],
+        )
+        self.view = view
+        self._standings = {key: _STANDINGS[status.state] for key, status in view.guarantees.items()}
+        self._fresh = began
+        await self._tell(view, now)
+        if self._on_view is not None:
+            await self._on_view(view)
+        return max(len(audits), len(labels)) >= _EVENTS
+
+    def _changes(
+        self, connection: Connection, place: tuple[int, int]
+    ) -> tuple[list[AuditRecord], list[LabelRecord], dict[str, str]]:
+        return *changes(connection, self._store.options, *place, _EVENTS), active_bundles(connection)
+
+    def _apply(
+        self, audits: list[AuditRecord], labels: list[LabelRecord], active: Mapping[str, str], now: float
+    ) -> LiveView:
+        for audit in audits:
+            self._state.drawn(audit)
+        for label in labels:
+            if label.audit is not None and not label.second:
+                self._state.labelled(label.audit, label.label)
+        return LiveView(self._state.statuses(now), self._state.tasks(now), active)
+
+    async def _begin_serving(self) -> None:
+        for task, served in tuple(self._wanted.items()):
+            try:
+                records = await self._store.write(partial(_put, served))
+            except StoreUnavailable:
+                _log.warning(
+                    "the store does not take a certificate, which stays unknown", extra={"fields": {"task": task}}
+                )
+                continue
+            # What happens after this was read comes again as changes, which does no harm.
+            rows, audits = await self._store.read(partial(self._table, served, records))
+            await asyncio.to_thread(self._restore, served, records, rows, audits)
+            self._served[task] = replace(served, guarantees=tuple(records))
+            if self._wanted.get(task) is served:
+                del self._wanted[task]
+
+    def _table(
+        self, served: Served, records: list[GuaranteeRecord], connection: Connection
+    ) -> tuple[list[list[Row]], list[AuditRecord]]:
+        options = self._store.options
+        return (
+            [outcomes(connection, record.key, options) for record in records],
+            last_labelled(connection, options, task=served.task, bundle=served.bundle, limit=WINDOW),
+        )
+
+    def _restore(
+        self, served: Served, records: list[GuaranteeRecord], rows: list[list[Row]], audits: list[AuditRecord]
+    ) -> None:
+        for record, table in zip(records, rows, strict=True):
+            self._state.know(record, table)
+            self._known.setdefault(record.key, record.state)
+        self._state.serve(served.task, served.bundle, audits)
+
+    async def _tell(self, view: LiveView, now: float) -> None:
+        """Stores states that changed here; of several processes that see a change, one is the first."""
+        at = datetime.fromtimestamp(now, UTC)
+        for key, status in view.guarantees.items():
+            before, state = self._known[key], status.state
+            if before == state:
+                continue
+            try:
+                first = await self._store.write(partial(_move, key, state, at))
+            except StoreUnavailable:
+                return  # it holds here all the same, and is stored at a later look
+            self._known[key] = state
+            if first:
+                self._on_change(StateChange(status, before, at))
+
+
+def _put(served: Served, connection: Connection) -> list[GuaranteeRecord]:
+    return [put_guarantee(connection, record) for record in served.guarantees]
+
+
+def _move(key: str, state: State, at: datetime, connection: Connection) -> bool:
+    return move_guarantee(connection, key, state, at)

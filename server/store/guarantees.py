@@ -1,0 +1,99 @@
+"""Certificates' processes: where each began, how it stands, and the audits it runs on."""
+
+from collections.abc import Iterable
+from datetime import datetime
+
+from sqlalchemy import Connection, Row, select, update
+
+from demur.server.store import schema
+from demur.server.store.records import GuaranteeRecord, GuaranteeState
+from demur.server.store.rows import OptionSets, insert, micros, moment
+
+_t = schema.guarantees
+_FINAL = "withdrawn"
+
+
+def put_guarantee(connection: Connection, record: GuaranteeRecord) -> GuaranteeRecord:
+    """Keeps a certificate that is new, from whose audits those from now on count; gives it as it is kept."""
+    values = {
+        "key": record.key,
+        "task": record.task,
+        "slice": record.slice,
+        "bundle": record.bundle,
+        "alpha": record.alpha,
+        "delta": record.delta,
+        "issued_at": micros(record.issued_at),
+        "expires_at": None if record.expires_at is None else micros(record.expires_at),
+        "first_audit_seq": lock_sequence(connection),
+        "state": record.state,
+    }
+    connection.execute(insert(connection.dialect)(_t).values(values).on_conflict_do_nothing())
+    return guarantee_of(connection.execute(select(_t).where(_t.c.key == record.key)).one())
+
+
+def move_guarantee(connection: Connection, key: str, state: GuaranteeState, at: datetime) -> bool:
+    """Whether this call changed the state. A withdrawal is never undone."""
+    values: dict[str, object] = {"state": state}
+    if state == _FINAL:
+        values |= {"withdrawn_at": micros(at), "ended_audit_seq": lock_sequence(connection)}
+    changed = update(_t).where(_t.c.key == key, _t.c.state != state, _t.c.state != _FINAL).values(values)
+    return connection.execute(changed).rowcount == 1
+
+
+def guarantees(connection: Connection, keys: Iterable[str]) -> list[GuaranteeRecord]:
+    """Those that are known."""
+    return [guarantee_of(row) for row in connection.execute(select(_t).where(_t.c.key.in_(list(keys))))]
+
+
+def outcomes(connection: Connection, key: str, options: OptionSets) -> list[tuple[int, float, bool | None]]:
+    """All audits of a certificate in the order drawn: seq, due (seconds since 1970), whether the label says wrong."""
+    audits, decisions, labels = schema.audits, schema.decisions, schema.labels
+    rows = connection.execute(
+        select(audits.c.seq, audits.c.due, decisions.c.options, decisions.c.option, labels.c.label)
+        .join(decisions, decisions.c.seq == audits.c.decision)
+        .outerjoin(labels, labels.c.seq == decisions.c.label)
+        .where(audits.c.guarantee == key)
+        .order_by(audits.c.seq)
+    ).all()
+    names = options.names(connection, [row.options for row in rows])
+    return [
+        (row.seq, row.due / 1e6, None if row.label is None else row.label != names[row.options][row.option])
+        for row in rows
+    ]
+
+
+def waiting(connection: Connection) -> list[tuple[str, int, float]]:
+    """All audits without a label: task, seq, due (seconds since 1970)."""
+    audits, decisions = schema.audits, schema.decisions
+    rows = connection.execute(
+        select(audits.c.task, audits.c.seq, audits.c.due)
+        .join(decisions, decisions.c.seq == audits.c.decision)
+        .where(audits.c.open, decisions.c.label.is_(None))
+    )
+    return [(row.task, row.seq, row.due / 1e6) for row in rows]
+
+
+def lock_sequence(connection: Connection) -> int:
+    """The last audit's seq, and the lock under which audits are numbered: none is added until this commits."""
+    counters = schema.counters
+    connection.execute(update(counters).where(counters.c.id == 1).values(audits=counters.c.audits))
+    return int(connection.execute(select(counters.c.audits).where(counters.c.id == 1)).scalar_one())
+
+
+def guarantee_of(row: Row[tuple[object, ...]]) -> GuaranteeRecord:
+    """The record of a row."""
+    values = row._mapping  # noqa: SLF001 - SQLAlchemy's public name for it
+    return GuaranteeRecord(
+        key=values["key"],
+        task=values["task"],
+        slice=values["slice"],
+        bundle=values["bundle"],
+        alpha=values["alpha"],
+        delta=values["delta"],
+        issued_at=moment(values["issued_at"]),
+        expires_at=None if values["expires_at"] is None else moment(values["expires_at"]),
+        first_audit_seq=values["first_audit_seq"],
+        state=values["state"],
+        withdrawn_at=None if values["withdrawn_at"] is None else moment(values["withdrawn_at"]),
+        ended_audit_seq=values["ended_audit_seq"],
+    )
