@@ -145,9 +145,7 @@ class LiveLoop:
         began = self._monotonic()
         await self._begin_serving()
         if self._place is None:
-            place, unlabelled = await self._store.read(
-                lambda connection: (heads(connection), waiting(connection))
-            )
+            place, unlabelled = await self._store.read(lambda connection: (heads(connection), waiting(connection)))
             for task, seq, due in unlabelled:
                 self._state.wait(task, seq, due)
             self._place = place

@@ -103,6 +103,15 @@ def drawn(
     return _audits(connection, options, connection.execute(query).mappings().all())
 
 
+def last_labelled(
+    connection: Connection, options: OptionSets, *, task: str, bundle: str, limit: int
+) -> list[AuditRecord]:
+    """The last audits of a task under a bundle that have a label, in drawn order."""
+    query = _whole().where(_A.c.task == task, _D.c.bundle == bundle, _D.c.label.is_not(None))
+    rows = connection.execute(query.order_by(_A.c.seq.desc()).limit(limit)).mappings().all()
+    return _audits(connection, options, rows[::-1])
+
+
 def changes(
     connection: Connection, options: OptionSets, after_audit: int, after_label: int, limit: int
 ) -> tuple[list[AuditRecord], list[LabelRecord]]:
