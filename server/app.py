@@ -51,7 +51,7 @@ def create_app(
     """
     metrics = metrics or Metrics()
     admission = Admission(lifecycle, settings.queue_size, settings.retry_after_s, metrics.count_shed)
-    metrics.watch_in_flight(lambda: admission.in_flight)
+    metrics.watch_in_flight(lambda: admission.in_flight, settings.queue_size)
     metrics.watch_bundles(model.name, lambda: registry.bundles)
     services = Services(
         decider=MeasuredDecider(decider, metrics),

@@ -49,11 +49,15 @@ class Metrics:
         )
         self._refresh: Callable[[], None] = lambda: None
         self.in_flight = Gauge("demur_in_flight", "Decisions waiting or running.", registry=self.registry)
+        self.queue_size = Gauge(
+            "demur_queue_size", "Decisions that may wait or run; more are refused.", registry=self.registry
+        )
         self.shed = Counter("demur_shed", "Requests refused unread, or given up.", ("reason",), registry=self.registry)
 
-    def watch_in_flight(self, count: Callable[[], int]) -> None:
-        """Reads the gauge from `count` whenever the page is asked for."""
+    def watch_in_flight(self, count: Callable[[], int], limit: int) -> None:
+        """Reads the gauge from `count` whenever the page is asked for; it can reach `limit`."""
         self.in_flight.set_function(count)
+        self.queue_size.set(limit)
 
     def watch_bundles(self, model: str, bundles: Callable[[], Mapping[str, ServedBundle]]) -> None:
         """Shows the bundles that `bundles` gives whenever the page is asked for."""

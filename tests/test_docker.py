@@ -48,7 +48,6 @@ STAGES = read_stages((ROOT / "Dockerfile").read_text())
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 IMAGES = ["cpu", "gpu"]
 SERVERS = {name: service for name, service in COMPOSE["services"].items() if "build" in service}
-OTHERS = {name: service for name, service in COMPOSE["services"].items() if name not in SERVERS}
 
 
 def chain(name: str) -> Iterator[Stage]:
@@ -205,7 +204,7 @@ def test_service_and_image_start_the_same_command():
     assert flags == [argument for argument in json.loads(last("cpu", "CMD")) if argument.startswith("--")]
 
 
-@pytest.mark.parametrize("script", sorted((ROOT / "deploy").glob("*.sh")), ids=lambda path: path.name)
+@pytest.mark.parametrize("script", sorted((ROOT / "deploy").rglob("*.sh")), ids=lambda path: path.name)
 def test_scripts_parse_and_may_be_run(script):
     assert script.stat().st_mode & 0o111
     assert subprocess.run(["sh", "-n", script]).returncode == 0
