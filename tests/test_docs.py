@@ -34,7 +34,7 @@ NOT_RUN = {
     "systemctl ": "changes the machine",
     "journalctl ": "needs the service",
     "docker ": "needs a container engine",
-    "export DEMUR_API_KEYS=": "for the compose file",
+    "kubectl ": "needs a cluster",
 }
 
 

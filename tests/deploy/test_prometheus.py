@@ -55,6 +55,12 @@ def test_every_alert_says_how_grave_it_is_and_what_to_do():
         assert set(alert["annotations"]) == {"summary", "description"}, name
 
 
+def test_every_alert_is_documented_with_its_severity():
+    text = (DEPLOY.parent / "docs/monitoring.md").read_text()
+    listed = dict(re.findall(r"^\| `(\w+)` \| (\w+) \|", text, re.MULTILINE))
+    assert listed == {name: alert["labels"]["severity"] for name, alert in ALERTS.items()}
+
+
 @dataclass
 class Prometheus:
     url: str
