@@ -23,7 +23,6 @@ from demur.server.store.errors import StoreUnavailable
 from demur.server.store.guarantees import move_guarantee, outcomes, put_guarantee, waiting
 from demur.server.store.records import AuditRecord, GuaranteeRecord, LabelRecord
 from demur.server.store.store import Store
-from demur.server.store.versions import active_bundles
 from demur.server.types import Standing
 
 #: Without a successful read for so long nothing is known any more.
@@ -62,11 +61,10 @@ class StateChange:
 
 @dataclass(frozen=True, slots=True)
 class LiveView:
-    """What is known, all of one moment. `active`: id of every task's active bundle, by all processes' agreement."""
+    """What is known, all of one moment."""
 
     guarantees: Mapping[str, GuaranteeStatus]
     tasks: Mapping[str, TaskStatus]
-    active: Mapping[str, str]
 
 
 class LiveLoop:
@@ -95,7 +93,7 @@ class LiveLoop:
         self._fresh: float | None = None
         self._lock = asyncio.Lock()
         self._tickets, self._covered = count(1), 0
-        self.view = LiveView({}, {}, {})
+        self.view = LiveView({}, {})
 
     def standing(self, key: str) -> Standing:
         """How a certificate stands; unknown where that could not be read lately."""
@@ -150,9 +148,11 @@ class LiveLoop:
                 self._state.wait(task, seq, due)
             self._place = place
         place = self._place
-        audits, labels, active = await self._store.read(lambda connection: self._changes(connection, place))
+        audits, labels = await self._store.read(
+            lambda connection: changes(connection, self._store.options, *place, _EVENTS)
+        )
         now = self._clock()
-        view = await asyncio.to_thread(self._apply, audits, labels, active, now)
+        view = await asyncio.to_thread(self._apply, audits, labels, now)
         self._place = (
             audits[-1].seq if audits else place[0],
             labels[-1].seq if labels else place[1],
@@ -165,20 +165,13 @@ class LiveLoop:
             await self._on_view(view)
         return max(len(audits), len(labels)) >= _EVENTS
 
-    def _changes(
-        self, connection: Connection, place: tuple[int, int]
-    ) -> tuple[list[AuditRecord], list[LabelRecord], dict[str, str]]:
-        return *changes(connection, self._store.options, *place, _EVENTS), active_bundles(connection)
-
-    def _apply(
-        self, audits: list[AuditRecord], labels: list[LabelRecord], active: Mapping[str, str], now: float
-    ) -> LiveView:
+    def _apply(self, audits: list[AuditRecord], labels: list[LabelRecord], now: float) -> LiveView:
         for audit in audits:
             self._state.drawn(audit)
         for label in labels:
             if label.audit is not None and not label.second:
                 self._state.labelled(label.audit, label.label)
-        return LiveView(self._state.statuses(now), self._state.tasks(now), active)
+        return LiveView(self._state.statuses(now), self._state.tasks(now))
 
     async def _begin_serving(self) -> None:
         for task, served in tuple(self._wanted.items()):

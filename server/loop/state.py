@@ -1,5 +1,6 @@
 """What is known of all certificates and of calibration, from audits and labels in their order. No I/O."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -26,6 +27,11 @@ class GuaranteeStatus:
     upper: float
     recent: float | None
     audits: int
+
+    @property
+    def log_threshold(self) -> float:
+        """The log e-value that withdraws it."""
+        return -math.log(self.record.delta)
 
 
 @dataclass(frozen=True, slots=True)

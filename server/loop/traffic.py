@@ -3,7 +3,6 @@
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,8 +45,8 @@ class Traffic:
 class TrafficWindow:
     """The last decisions of a task under one bundle."""
 
-    def __init__(self, reference: Reference | None) -> None:
-        self._monitor = None if reference is None else drift_monitor(reference)
+    def __init__(self, monitor: DriftMonitor | None) -> None:
+        self._monitor = monitor
         self._seen: deque[Seen] = deque(maxlen=WINDOW if self._monitor is None else self._monitor.window)
 
     @property
@@ -74,9 +73,8 @@ class TrafficWindow:
         return Traffic(accuracy, reading, self._monitor.limits)
 
 
-@lru_cache(maxsize=1024)
 def drift_monitor(reference: Reference) -> DriftMonitor | None:
-    """Limits for a reference, simulated once (most of a second); None for one too small to be compared with."""
+    """Limits for a reference, simulated in most of a second; None for one too small to be compared with."""
     n = len(reference.score)
     window = min(WINDOW, n // _REFERENCE_WINDOWS)
     if window < _SMALLEST_WINDOW or len(reference.label_mass) != n or int(reference.options.sum()) != n:

@@ -1,0 +1,134 @@
+"""The live state as Prometheus gauges. They are set when the state changes, so a scrape computes nothing."""
+
+from collections.abc import Mapping
+from typing import get_args
+
+from prometheus_client import CollectorRegistry, Counter, Gauge
+
+from demur.calibration.monitor import State
+from demur.server.loop.live import LiveView
+from demur.server.loop.state import GuaranteeStatus, TaskStatus
+from demur.server.loop.traffic import Traffic
+
+_STATES: tuple[State, ...] = get_args(State)
+
+
+class LoopGauges:
+    """Names as in docs/monitoring.md. `slice` is empty where a certificate has no slices."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def gauge(name: str, help_: str, *labels: str) -> Gauge:
+            return Gauge(f"demur_{name}", help_, labels, registry=registry)
+
+        self.calibration_error = gauge("calibration_error", "Error of p_correct in audits.", "task", "estimator")
+        self.noise_floor = gauge(
+            "calibration_error_noise_floor", "The ece that a perfectly calibrated model would show.", "task"
+        )
+        self.brier = gauge("brier_score", "Brier score in audits, summed over options.", "task")
+        self.accuracy = gauge("live_accuracy", "Share of right decisions in audits.", "task")
+        self.risk = gauge(
+            "trusted_risk", "Error among trusted decisions since the certificate.", "task", "slice", "bound"
+        )
+        self.risk_limit = gauge("trusted_risk_limit", "Alpha of the certificate.", "task", "slice")
+        self.log_evalue = gauge("guarantee_log_evalue", "Evidence against the certificate, in nats.", "task", "slice")
+        self.log_threshold = gauge(
+            "guarantee_log_threshold", "The evidence that withdraws the certificate.", "task", "slice"
+        )
+        self.state = gauge("certificate_state", "1 for the state that the certificate is in.", "task", "slice", "state")
+        self.expires = gauge("certificate_expires_timestamp_seconds", "When the certificate expires.", "task")
+        self.audits = gauge("audits", "Audits without a label, in time (open) or not (expired).", "task", "state")
+        self.expected_accuracy = gauge(
+            "expected_accuracy", "Mean p_correct of the last decisions of this process.", "task"
+        )
+        self.drift = gauge(
+            "drift", "Distance of the last decisions of this process from the reference.", "task", "signal"
+        )
+        self.drift_limit = gauge(
+            "drift_limit", "What drift passes in at most 1% of windows without any.", "task", "signal"
+        )
+        self.state_age = gauge("state_age_seconds", "Since the store was last read.")
+        self.recalibrations = Counter(
+            "demur_recalibrations", "Recalibrations tried.", ("task", "outcome"), registry=registry
+        )
+        self.recertifications = Counter(
+            "demur_recertifications", "Recertifications tried.", ("task", "outcome"), registry=registry
+        )
+        self._shown: tuple[Mapping[str, GuaranteeStatus], Mapping[str, TaskStatus]] = ({}, {})
+
+    def show(self, view: LiveView, served: Mapping[str, tuple[str, ...]]) -> None:
+        """Shows tasks, and the certificates (by key) that each is served with now."""
+        before, tasks_before = self._shown
+        shown = {key: view.guarantees[key] for keys in served.values() for key in keys if key in view.guarantees}
+        for key in before.keys() - shown.keys():
+            self._forget(before[key], shown)
+        for key, status in shown.items():
+            if before.get(key) != status:
+                self._guarantee(status)
+        for task, status_ in view.tasks.items():
+            if tasks_before.get(task) != status_:
+                self._task(task, status_)
+        self._shown = shown, view.tasks
+
+    def traffic(self, task: str, traffic: Traffic) -> None:
+        """Shows a task's last decisions."""
+        if traffic.expected_accuracy is not None:
+            self.expected_accuracy.labels(task).set(traffic.expected_accuracy)
+        if traffic.drift is not None:
+            for signal, value in traffic.drift.values.items():
+                self.drift.labels(task, signal).set(value)
+                self.drift_limit.labels(task, signal).set(traffic.limits[signal])
+
+    def _guarantee(self, status: GuaranteeStatus) -> None:
+        record = status.record
+        at = record.task, record.slice or ""
+        for bound, value in (("estimate", status.estimate), ("upper", status.upper), ("recent", status.recent)):
+            if value is not None:
+                self.risk.labels(*at, bound).set(value)
+        self.risk_limit.labels(*at).set(record.alpha)
+        self.log_evalue.labels(*at).set(status.log_evalue)
+        self.log_threshold.labels(*at).set(status.log_threshold)
+        for state in _STATES:
+            self.state.labels(*at, state).set(state == status.state)
+        if record.expires_at is not None:
+            self.expires.labels(record.task).set(record.expires_at.timestamp())
+
+    def _forget(self, status: GuaranteeStatus, shown: Mapping[str, GuaranteeStatus]) -> None:
+        """Takes away what a certificate showed that is not served any more, unless another has its place."""
+        record = status.record
+        if any((one.record.task, one.record.slice) == (record.task, record.slice) for one in shown.values()):
+            # The other may have no labels yet.
+            for bound in ("estimate", "recent"):
+                _remove(self.risk, record.task, record.slice or "", bound)
+            return
+        at = record.task, record.slice or ""
+        for bound in ("estimate", "upper", "recent"):
+            _remove(self.risk, *at, bound)
+        for gauge in (self.risk_limit, self.log_evalue, self.log_threshold):
+            _remove(gauge, *at)
+        for state in _STATES:
+            _remove(self.state, *at, state)
+        _remove(self.expires, record.task)
+
+    def _task(self, task: str, status: TaskStatus) -> None:
+        self.audits.labels(task, "open").set(status.open)
+        self.audits.labels(task, "expired").set(status.expired)
+        shown = status.calibration
+        values: tuple[tuple[Gauge, tuple[str, ...], float | None], ...] = (
+            (self.accuracy, (task,), None if shown is None else shown.accuracy),
+            (self.brier, (task,), None if shown is None else shown.brier),
+            (self.noise_floor, (task,), None if shown is None else shown.noise_floor),
+            (self.calibration_error, (task, "ece"), None if shown is None else shown.ece),
+            (self.calibration_error, (task, "debiased"), None if shown is None else shown.debiased),
+        )
+        for gauge, labels, value in values:
+            if value is None:
+                _remove(gauge, *labels)
+            else:
+                gauge.labels(*labels).set(value)
+
+
+def _remove(gauge: Gauge, *labels: str) -> None:
+    try:
+        gauge.remove(*labels)
+    except KeyError:
+        return
