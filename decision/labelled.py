@@ -9,7 +9,7 @@ a file are reported together. Rows with the same content are kept once.
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -47,13 +47,17 @@ class LabelledRow:
 
 @dataclass(frozen=True, slots=True)
 class LabelledData:
-    """The rows of a file, every content once. `sha256` is of the whole file, `read` counts its rows."""
+    """The rows of a file, every content once. `sha256` is of the whole file, `read` counts its rows.
+
+    `dropped`: faults of the rows that were left out, where the caller asked for that.
+    """
 
     name: str
     sha256: str
     read: int
     duplicates: int
     rows: tuple[LabelledRow, ...] = field(repr=False)
+    dropped: tuple[str, ...] = ()
 
     @property
     def options_vary(self) -> bool:
@@ -77,8 +81,13 @@ def read_labelled(path: Path, question: Question, *, labelled: bool = True) -> L
     return parse_labelled(content, str(path), question, labelled=labelled)
 
 
-def parse_labelled(content: bytes, name: str, question: Question, *, labelled: bool = True) -> LabelledData:
-    """`read_labelled` of content that was read already; `name` is named in faults."""
+def parse_labelled(
+    content: bytes, name: str, question: Question, *, labelled: bool = True, drop: bool = False
+) -> LabelledData:
+    """`read_labelled` of content that was read already; `name` is named in faults.
+
+    `drop` leaves faulty rows out instead of raising, as long as one is left.
+    """
     rows: list[LabelledRow] = []
     faults: list[str] = []
     for line, text in _lines(content):
@@ -97,11 +106,16 @@ def parse_labelled(content: bytes, name: str, question: Question, *, labelled: b
             )
     if not rows and not faults:
         faults.append(f"{name}:1: no rows; give one JSON object a line")
-    if faults:
-        more = [f"and {len(faults) - _MOST_FAULTS} more"] if len(faults) > _MOST_FAULTS else []
-        raise DataFileError("\n".join([*faults[:_MOST_FAULTS], *more]))
+    if faults and not (drop and kept):
+        raise data_faults(faults)
     digest = hashlib.sha256(content).hexdigest()
-    return LabelledData(name, digest, len(rows), len(rows) - len(kept), tuple(kept.values()))
+    return LabelledData(name, digest, len(rows), len(rows) - len(kept), tuple(kept.values()), tuple(faults))
+
+
+def data_faults(faults: Sequence[str]) -> DataFileError:
+    """One error for many faults, each with file and line; the first twenty are spelled out."""
+    more = [f"and {len(faults) - _MOST_FAULTS} more"] if len(faults) > _MOST_FAULTS else []
+    return DataFileError("\n".join([*faults[:_MOST_FAULTS], *more]))
 
 
 def without(data: LabelledData, hashes: frozenset[str]) -> tuple[LabelledData, int]:

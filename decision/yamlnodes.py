@@ -56,14 +56,16 @@ class _Loader(yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent):
             raise _Refused(line, "aliases (*name) are not supported; write the value out")
         if self.depth > MAX_DEPTH:
-            raise _Refused(line, f"nested more than {MAX_DEPTH} levels deep; task files need three")
+            raise _Refused(line, f"nested more than {MAX_DEPTH} levels deep")
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
 
 
-def compose(data: bytes, faults: Faults) -> yaml.MappingNode | None:
-    """The file's top mapping, or None after noting what is wrong with it."""
+def compose(
+    data: bytes, faults: Faults, what: str = "a task is a mapping, with at least `name`, `question` and `options`"
+) -> yaml.MappingNode | None:
+    """The file's top mapping, or None after noting what is wrong with it; `what` says what it should have been."""
     if len(data) > MAX_FILE_BYTES:
         faults.add(1, f"the file has {len(data)} bytes; at most {MAX_FILE_BYTES} are read")
         return None
@@ -87,7 +89,7 @@ def compose(data: bytes, faults: Faults) -> yaml.MappingNode | None:
         faults.add(line, f"character U+{int(error.character):04X} is not allowed in YAML; remove or escape it")
         return None
     if not isinstance(node, yaml.MappingNode):
-        faults.add(node or 1, "a task is a mapping, with at least `name`, `question` and `options`")
+        faults.add(node or 1, what)
         return None
     return node
 

@@ -1,0 +1,135 @@
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset
+
+from demur.decision.errors import DataFileError
+from demur.decision.prompt import PromptBuilder
+from demur.decision.task import Mode
+from demur.decision.taskfile import load_task
+from demur.training.data import VALIDATION, RunData, load_data
+from demur.training.recipe import Recipe
+from tests.models import build_tokenizer
+
+TASK = "name: sky\nquestion: Which colour?\noptions: [red, green, blue]\nreadout: letter\n"
+COLOURS = ("red", "green", "blue")
+
+
+@pytest.fixture(scope="module")
+def builder() -> PromptBuilder:
+    return PromptBuilder(build_tokenizer("llama"))
+
+
+def rows(count: int, start: int = 0) -> list[dict[str, Any]]:
+    return [{"input": f"thing number {i}", "label": COLOURS[i % 3]} for i in range(start, start + count)]
+
+
+def write(path: Path, values: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(value) + "\n" for value in values))
+
+
+def load(folder: Path, builder: PromptBuilder, task: str = TASK, **data: Any) -> RunData:
+    (folder / "task.yaml").write_text(task)
+    recipe = Recipe.model_validate(
+        {
+            "name": "sky",
+            "task": "task.yaml",
+            "method": "grpo",
+            "mode": "reasoned",
+            "model": {"path": "model"},
+            "max_length": 400,
+            "data": {"train": {"path": "train.jsonl"}} | data,
+        }
+    )
+    return load_data(recipe, folder, load_task(folder / "task.yaml"), builder)
+
+
+def test_examples_are_what_the_server_reads(tmp_path: Path, builder: PromptBuilder):
+    write(tmp_path / "train.jsonl", rows(4))
+    data = load(tmp_path, builder)
+    spec = load_task(tmp_path / "task.yaml").spec
+    compiled = builder.compile(type(spec)(question=spec.question, readout=spec.readout, mode=Mode.REASONED))
+    for number, example in enumerate(data.train):
+        assert example.prompt == compiled.render(f"thing number {number}", 400).ids
+        assert example.gold == number % 3
+        assert example.label_ids == tuple(compiled.plan.reads[0].ids)
+
+
+def test_csv_and_saved_datasets_give_the_same_rows_as_json_lines(tmp_path: Path, builder: PromptBuilder):
+    values = rows(6)
+    values[2]["input"] = "two\nlines"
+    write(tmp_path / "train.jsonl", values)
+    with (tmp_path / "train.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["said", "label"])
+        writer.writeheader()
+        writer.writerows({"said": value["input"], "label": value["label"]} for value in values)
+    letters = [{"said": value["input"], "answer": {"key": "ABC"[i % 3]}} for i, value in enumerate(values)]
+    Dataset.from_list([row | {"keys": list("ABC"), "names": list(COLOURS)} for row in letters]).save_to_disk(
+        str(tmp_path / "saved")
+    )
+    reference = load(tmp_path, builder).train
+    said = {"input": "said"}
+    assert load(tmp_path, builder, train={"path": "train.csv", "columns": said}).train == reference
+    columns = said | {"label": "answer.key", "label_keys": "keys", "options": "names"}
+    saved = load(tmp_path, builder, train={"path": "saved", "columns": columns}).train
+    assert [(example.prompt, example.gold) for example in saved] == [(e.prompt, e.gold) for e in reference]
+
+
+def test_a_csv_fault_names_the_line_on_which_its_row_begins(tmp_path: Path, builder: PromptBuilder):
+    (tmp_path / "train.csv").write_text('input,label\n"a\nb",red\nc,purple\n')
+    with pytest.raises(DataFileError, match=r"train\.csv:4: label \"purple\" is not an option"):
+        load(tmp_path, builder, train={"path": "train.csv"})
+
+
+@pytest.mark.parametrize(
+    ("bad", "why"),
+    [
+        ({"input": "x", "label": "purple"}, 'label "purple" is not an option'),
+        ({"input": " ", "label": "red"}, "the input is empty"),
+        ({"input": "word " * 900, "label": "red"}, "tokens"),
+        ({"input": "Thing  NUMBER 101", "label": "red"}, r"also stands in an evaluation set, dev\.jsonl:2"),
+    ],
+)
+def test_a_bad_row_is_refused_with_file_and_line_or_dropped_and_counted(
+    tmp_path: Path, builder: PromptBuilder, bad: dict[str, Any], why: str
+):
+    write(tmp_path / "train.jsonl", [*rows(2), bad])
+    write(tmp_path / "dev.jsonl", rows(3, start=100))
+    evaluate = {"dev": {"path": "dev.jsonl"}}
+    with pytest.raises(DataFileError, match=r"train\.jsonl:3: .*" + why):
+        load(tmp_path, builder, evaluate=evaluate)
+    dropped = load(tmp_path, builder, evaluate=evaluate, bad_rows="drop")
+    assert len(dropped.train) == 2
+    assert len(dropped.dropped) == 1
+    assert len(dropped.evaluate["dev"]) == 3
+
+
+def test_labels_that_begin_alike_are_refused(tmp_path: Path, builder: PromptBuilder):
+    task = TASK.replace("letter", "text").replace("green", "red green")
+    write(tmp_path / "train.jsonl", [{"input": "x", "label": "red"}])
+    with pytest.raises(DataFileError, match=r"'red' and 'red green' begin with the same token"):
+        load(tmp_path, builder, task)
+
+
+def test_splits_and_limits_follow_content_and_not_order(tmp_path: Path, builder: PromptBuilder):
+    write(tmp_path / "train.jsonl", rows(200))
+    first = load(tmp_path, builder, validation=0.25)
+    write(tmp_path / "train.jsonl", rows(200)[::-1])
+    turned = load(tmp_path, builder, validation=0.25)
+    chosen = {example.hash for example in first.evaluate[VALIDATION]}
+    assert chosen == {example.hash for example in turned.evaluate[VALIDATION]}
+    assert 30 < len(chosen) < 70
+    assert chosen.isdisjoint(example.hash for example in first.train)
+    some = load(tmp_path, builder, train={"path": "train.jsonl", "limit": 20}).train
+    assert len(some) == 20
+    other = {e.hash for e in load(tmp_path, builder, validation=0.25, split_seed=1).evaluate[VALIDATION]}
+    assert other != chosen
+
+
+def test_rows_of_different_widths_are_refused(tmp_path: Path, builder: PromptBuilder):
+    write(tmp_path / "train.jsonl", [*rows(1), {"question": "And?", "options": ["a", "b"], "label": "a"}])
+    with pytest.raises(DataFileError, match="same number"):
+        load(tmp_path, builder)

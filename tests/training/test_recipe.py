@@ -1,0 +1,112 @@
+import re
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from demur.decision.errors import TaskFileError
+from demur.training.recipe import Recipe
+from demur.training.recipefile import load_recipes
+
+PAPER = Path("recipes/paper/grid.yaml")
+SMALL = """\
+name: small
+task: task.yaml
+method: grpo
+mode: reasoned
+model: {path: model}
+data:
+  train: {path: train.jsonl}
+optimiser:
+  learning_rate: 1e-6
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(text)
+    return path
+
+
+def faults_of(path: Path, *changes: str) -> list[str]:
+    with pytest.raises(TaskFileError) as caught:
+        load_recipes(path, changes)
+    return [str(fault).removeprefix(f"{path}:") for fault in caught.value.faults]
+
+
+def test_a_recipe_is_read_with_its_defaults(tmp_path: Path):
+    recipe = load_recipes(write(tmp_path, SMALL)).cells[""]
+    assert recipe.optimiser.learning_rate == 1e-6
+    assert recipe.grpo.loss_type == "dapo"
+    assert recipe.accumulation == 4
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "fault"),
+    [
+        ("name: small", "name: small\nnmae: x", "2: `nmae`: unknown key"),
+        ("path: model", "path: model, adapter: {targets: [lm_head]}", "5: `model.adapter`: `lm_head`"),
+        ("  learning_rate: 1e-6", "  learning_rate: 'fast'", "9: `optimiser.learning_rate`"),
+        ("  learning_rate: 1e-6", "  prompts: 3\n  micro_batch: 16", "1: ``: 3 prompts of 8 rollouts"),
+        ("method: grpo", "method: grpo\nmethod: sft", "4: `method` is given twice"),
+        ("mode: reasoned", "mode: reasoned\nobjective: {lambda: 0.1}", "5: `objective`: a `lambda` above 0"),
+        ("{path: train.jsonl}", "{path: train.jsonl, hub: x/y}", "7: `data.train`: give either"),
+    ],
+)
+def test_a_fault_is_named_with_its_line(tmp_path: Path, old: str, new: str, fault: str):
+    assert any(found.startswith(fault) for found in faults_of(write(tmp_path, SMALL.replace(old, new))))
+
+
+def test_set_changes_one_value_and_is_as_strict_as_the_file(tmp_path: Path):
+    path = write(tmp_path, SMALL)
+    changed = load_recipes(path, ["objective.target=gold", "objective.lambda=5e-4"]).cells[""]
+    assert (changed.objective.target, changed.objective.lambda_) == ("gold", 5e-4)
+    assert "unknown key" in faults_of(path, "optimiser.speed=3")[0]
+    assert "--set wants key=value" in faults_of(path, "seed")[0]
+
+
+def test_the_papers_grid_has_every_cell():
+    cells = load_recipes(PAPER).cells
+    assert len(cells) == 3 * 2 * 6 * 2
+    for cell, recipe in cells.items():
+        assert recipe.name == f"paper-{cell}"
+        assert recipe.data.train.limit == 500
+    # Whatever the machine, a step sees the same rollouts.
+    four, one = (cells[f"qwen3-4b.commonsense.calibration.{machine}"] for machine in ("gpus-4", "gpu-80gb"))
+    steps = {r.processes * r.optimiser.micro_batch * r.accumulation for r in (four, one)}
+    assert steps == {four.optimiser.prompts * four.rollout.group}
+    assert four.objective.lambda_ == 0.001
+    assert not four.objective.policy_loss_on_decision
+
+
+def test_every_value_of_the_papers_grid_says_whose_it_is():
+    for number, line in enumerate(PAPER.read_text().splitlines(), 1):
+        value = re.match(r"\s+[\w.-]+: (?!\{\})[^\s#]", line)
+        if value and not line.strip().startswith(("name:", "#")):
+            assert re.search(r"# (paper|assumed)\b", line), f"line {number} is not marked: {line}"
+
+
+def test_every_default_that_changes_a_result_is_pinned_in_the_papers_grid():
+    base = yaml.safe_load(PAPER.read_text())["base"]
+    free = {"revision", "steps", "target", "advantage", "brier", "validation"}
+
+    def missing(section: dict[str, Any], fields: dict[str, Any]) -> set[str]:
+        return {(field.alias or name) for name, field in fields.items()} - section.keys() - free
+
+    assert missing(base, Recipe.model_fields) == set()
+    for name in ("model", "data", "rollout", "objective", "grpo", "optimiser", "saves", "log"):
+        kind = Recipe.model_fields[name].annotation
+        assert missing(base[name], kind.model_fields) == set(), name
+
+
+def test_the_schema_accepts_what_the_reader_accepts_and_refuses_what_it_refuses(tmp_path: Path):
+    schema = Recipe.model_json_schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    validator = jsonschema.Draft202012Validator(schema)
+    for recipe in load_recipes(PAPER).cells.values():
+        validator.validate(recipe.model_dump(mode="json", by_alias=True))
+    recipe = load_recipes(write(tmp_path, SMALL)).cells[""].model_dump(mode="json", by_alias=True)
+    assert not validator.is_valid(recipe | {"speed": 3})
+    assert not validator.is_valid(recipe | {"method": "dpo"})

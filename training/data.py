@@ -1,0 +1,160 @@
+"""The rows of a run: read, split by content, checked for leaks, and made into the prompts that a server sends."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+
+from demur.decision.errors import InputTooLongError, LabelError
+from demur.decision.labelled import LabelledData, LabelledRow, data_faults
+from demur.decision.prompt import CompiledPrompt, PromptBuilder
+from demur.decision.question import Question
+from demur.decision.task import DecisionSpec, Mode, Task
+from demur.training.recipe import Recipe
+from demur.training.sources import read_source
+
+#: The set that `validation` keeps out of the training rows.
+VALIDATION = "validation"
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A row as the model reads it.
+
+    `prompt`: token ids behind which a thought (reasoned) or the label (direct) follows. `label_ids`: the first token
+    of each option's label. `after_thought`: ids that close a thought and lead to the label. `stop_ids` end a thought.
+    `sequences`: the labels' tokens, all of them.
+    """
+
+    hash: str
+    gold: int
+    prompt: tuple[int, ...]
+    label_ids: tuple[int, ...]
+    sequences: tuple[tuple[int, ...], ...] = field(repr=False)
+    after_thought: tuple[int, ...] = field(repr=False)
+    stop_ids: tuple[int, ...] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class RunData:
+    """The examples of a run. `dropped`: what was left out and why, a line each. `fingerprint`: of all rows used."""
+
+    train: tuple[Example, ...]
+    evaluate: Mapping[str, tuple[Example, ...]]
+    dropped: tuple[str, ...]
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of the rows of every set, in order, with their labels and prompts."""
+        digest = hashlib.sha256()
+        for name, examples in (("train", self.train), *self.evaluate.items()):
+            digest.update(f"{name} {len(examples)}\n".encode())
+            for example in examples:
+                digest.update(f"{example.hash} {example.gold} {example.prompt}\n".encode())
+        return digest.hexdigest()
+
+
+def load_data(recipe: Recipe, folder: Path, task: Task, builder: PromptBuilder) -> RunData:
+    """Reads, splits and checks all sets of a recipe.
+
+    Raises DataFileError with file and line of every bad row (unless they are dropped) and LabelError where labels
+    cannot be told apart by their first token.
+    """
+    drop = recipe.data.bad_rows == "drop"
+    spec = replace(task.spec, mode=Mode(recipe.mode))
+    sources = {"train": recipe.data.train, **recipe.data.evaluate}
+    read = {name: read_source(source, folder, spec.question, drop=drop) for name, source in sources.items()}
+    faults = [fault for data in read.values() for fault in data.dropped]
+    sets: dict[str, list[tuple[LabelledData, LabelledRow]]] = {}
+    for name, data in read.items():
+        rows = sorted(data.rows, key=lambda row: row.hash)[: sources[name].limit]
+        sets[name] = [(data, row) for row in sorted(rows, key=lambda row: row.line)]
+    if recipe.data.validation > 0:
+        threshold = recipe.data.validation
+        kept_out = [pair for pair in sets["train"] if _draw(pair[1].hash, recipe.data.split_seed) < threshold]
+        sets["train"] = [pair for pair in sets["train"] if _draw(pair[1].hash, recipe.data.split_seed) >= threshold]
+        sets[VALIDATION] = kept_out
+    leaks = _leaks(sets, spec.question)
+    compiled = _Compiled(spec, builder)
+    examples: dict[str, list[Example]] = {}
+    found: list[str] = []
+    for name, pairs in sets.items():
+        examples[name] = []
+        for data, row in pairs:
+            place = f"{data.name}:{row.line}"
+            if name == "train" and row.hash in leaks:
+                found.append(f"{place}: also stands in an evaluation set, {leaks[row.hash]}")
+            elif not row.text.strip() and row.own is None:
+                found.append(f"{place}: the input is empty")
+            else:
+                try:
+                    examples[name].append(_example(row, compiled.of(row.own), recipe.max_length))
+                except InputTooLongError as error:
+                    found.append(f"{place}: {error}")
+                except LabelError as error:
+                    found.append(f"{place}: {error}")
+    if found and not drop:
+        raise data_faults(found)
+    for name, kept in examples.items():
+        if not kept:
+            raise data_faults([*found, f"no rows are left for `{name}`"])
+    widths = {len(example.label_ids) for example in examples["train"]}
+    if len(widths) > 1:
+        raise data_faults([f"the training rows have {sorted(widths)} options; all must have the same number"])
+    train = tuple(examples.pop("train"))
+    return RunData(train, {name: tuple(kept) for name, kept in examples.items()}, (*faults, *found))
+
+
+class _Compiled:
+    """Prompts by question, compiled once and checked for labels that a single read can tell apart."""
+
+    def __init__(self, spec: DecisionSpec, builder: PromptBuilder) -> None:
+        self._spec, self._builder = spec, builder
+        self.of = lru_cache(maxsize=1024)(self._of)
+
+    def _of(self, own: Question | None) -> CompiledPrompt:
+        compiled = self._builder.compile(self._spec if own is None else replace(self._spec, question=own))
+        first: dict[int, int] = {}
+        for option, sequence in enumerate(compiled.plan.sequences):
+            other = first.setdefault(sequence[0], option)
+            if other != option:
+                names = compiled.spec.question.names
+                raise LabelError(
+                    f"the labels of {names[other]!r} and {names[option]!r} begin with the same token, and training "
+                    "reads one token; use `readout: letter` or other names",
+                    (other, option),
+                )
+        return compiled
+
+
+def _example(row: LabelledRow, compiled: CompiledPrompt, max_length: int) -> Example:
+    assert row.label is not None  # noqa: S101  (read_source reads labelled rows only)
+    return Example(
+        hash=row.hash,
+        gold=row.label,
+        prompt=compiled.render(row.text, max_length).ids,
+        label_ids=tuple(sequence[0] for sequence in compiled.plan.sequences),
+        sequences=compiled.plan.sequences,
+        after_thought=compiled.after_thought,
+        stop_ids=compiled.stop_ids,
+    )
+
+
+def _leaks(sets: Mapping[str, list[tuple[LabelledData, LabelledRow]]], question: Question) -> dict[str, str]:
+    """Hashes of training rows that an evaluation set asks too, whatever their spacing and case; and where it does."""
+    asked: dict[str, str] = {}
+    for name, pairs in sets.items():
+        if name != "train":
+            for data, row in pairs:
+                asked.setdefault(_asked(row, question), f"{data.name}:{row.line}")
+    return {row.hash: asked[key] for _, row in sets["train"] if (key := _asked(row, question)) in asked}
+
+
+def _asked(row: LabelledRow, question: Question) -> str:
+    return " ".join(f"{(row.own or question).text}\n{row.text}".casefold().split())
+
+
+def _draw(row_hash: str, seed: int) -> float:
+    """A number in [0, 1) that belongs to a row's content."""
+    return int(hashlib.sha256(f"{seed} {row_hash}".encode()).hexdigest()[:13], 16) / 16**13

@@ -1,0 +1,229 @@
+"""Recipes: all that determines a training run, in one strict model.
+
+    name: csqa-calibration
+    task: tasks/commonsense.yaml      # question, options, prompt and readout, as they will be served
+    method: grpo
+    mode: reasoned
+    model: {path: Qwen/Qwen3-4B}
+    data: {train: {path: data/train.jsonl, limit: 500}, evaluate: {dev: {path: data/dev.jsonl}}}
+    objective: {target: paper, lambda: 0.001, policy_loss_on_decision: false}
+
+Every default of the libraries underneath that changes a result is a field here with the value that is used, so that
+a new release of theirs cannot change a run. `recipefile` reads the files.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Strict(BaseModel):
+    """A section: unknown keys are faults, nothing is converted, nothing changes afterwards."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, populate_by_name=True)
+
+
+class Adapter(Strict):
+    """A LoRA adapter. The head is never adapted: the decision is read with it."""
+
+    r: Positive = 16
+    alpha: Positive = 32
+    dropout: Share = 0.1
+    targets: list[str] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+    @model_validator(mode="after")
+    def _leaves_the_head(self) -> Self:
+        if {"lm_head", "embed_tokens", "all-linear"} & set(self.targets):
+            raise ValueError("`lm_head`, `embed_tokens` and `all-linear` cannot be adapted: name the layers inside")
+        return self
+
+
+class Model(Strict):
+    """What is trained: a directory or a name on the Hub; `adapter` null trains all weights."""
+
+    path: str
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    attention: Literal["sdpa", "eager"] = "sdpa"
+    adapter: Adapter | None = None
+
+
+class Columns(Strict):
+    """Where a CSV file or a data set from the Hub keeps what a row needs; `choices.text` looks inside a field.
+
+    `label_keys`: the column with the options' keys, where the label is a key ("A") and not an option's name.
+    """
+
+    input: str | None = None
+    label: str = "label"
+    question: str | None = None
+    options: str | None = None
+    label_keys: str | None = None
+
+
+class Source(Strict):
+    """Labelled rows: a JSONL or CSV file, a folder that `datasets` saved, or a data set on the Hub.
+
+    `limit` keeps the rows whose content hash comes first, so that the choice does not depend on the file's order.
+    """
+
+    path: str | None = None
+    hub: str | None = None
+    config: str | None = None
+    revision: str | None = None
+    split: str = "train"
+    columns: Columns = Columns()
+    limit: Positive | None = None
+
+    @model_validator(mode="after")
+    def _has_one_place(self) -> Self:
+        if (self.path is None) == (self.hub is None):
+            raise ValueError("give either `path` or `hub`")
+        return self
+
+
+class Data(Strict):
+    """What is trained on and evaluated on.
+
+    `validation`: the share of the training rows, chosen by content hash and `split_seed`, kept out for evaluation.
+    `bad_rows`: refuse the data, or drop the rows and count them. A row is bad if it is faulty, too long for the
+    context, or stands in an evaluation set too.
+    """
+
+    train: Source
+    evaluate: dict[str, Source] = {}
+    validation: Share = 0.0
+    split_seed: int = 0
+    bad_rows: Literal["refuse", "drop"] = "refuse"
+
+
+class Rollout(Strict):
+    """How completions are drawn (reasoned mode).
+
+    `free`: the model writes on by itself, and the last answer prefix that a label follows is the decision. `forced`: a
+    thought ends at its marker or budget, then the answer prefix is set as the server sets it and the decision drawn.
+    """
+
+    kind: Literal["free", "forced"] = "free"
+    group: Annotated[int, Field(ge=2)] = 8
+    max_tokens: Positive = 512
+    temperature: Annotated[float, Field(gt=0, le=10)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Count = 0
+
+
+class Objective(Strict):
+    """What is minimised at the decision; see `demur.training.objectives`. The defaults are vanilla GRPO."""
+
+    policy_loss_on_decision: bool = True
+    advantage: Literal["sampled", "group_exact", "expected"] = "sampled"
+    target: Literal["paper", "others", "gold"] | None = None
+    target_decision: Literal["sampled", "argmax"] = "sampled"
+    target_clamp: bool = False
+    lambda_: Weight = Field(default=0.0, alias="lambda")
+    brier: Weight = 0.0
+    over: Literal["vocabulary", "labels"] = "vocabulary"
+
+    @model_validator(mode="after")
+    def _has_a_target(self) -> Self:
+        if self.lambda_ > 0 and self.target is None:
+            raise ValueError("a `lambda` above 0 needs a `target`: paper, others or gold")
+        return self
+
+
+class Grpo(Strict):
+    """The policy loss over the completion (reasoned mode)."""
+
+    loss_type: Literal["dapo", "grpo", "bnpo", "dr_grpo"] = "dapo"
+    beta: Weight = 0.0
+    epsilon: Weight = 0.2
+    epsilon_high: Weight = 0.2
+    scale_rewards: Literal["group", "batch", "none"] = "group"
+    iterations: Positive = 1
+    importance: Literal["token", "sequence"] = "token"
+    mask_truncated: bool = False
+
+
+class Optimiser(Strict):
+    """AdamW and its schedule. `steps` wins over `epochs`; `prompts` a step over all processes.
+
+    `micro_batch`: rollouts a forward pass and process; it changes memory and speed, never the gradient.
+    """
+
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-6
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_steps: Count = 0
+    weight_decay: Weight = 0.0
+    beta1: Share = 0.9
+    beta2: Share = 0.999
+    epsilon: Weight = 1e-8
+    max_grad_norm: Weight = 1.0
+    epochs: Annotated[float, Field(gt=0)] = 3.0
+    steps: Positive | None = None
+    prompts: Positive = 4
+    micro_batch: Positive = 8
+    gradient_checkpointing: bool = True
+
+
+class Saves(Strict):
+    """A checkpoint every so many optimiser steps, of which the newest are kept; one at the end always."""
+
+    every: Positive = 50
+    keep: Positive = 2
+
+
+class Log(Strict):
+    """A line of metrics every so many optimiser steps, and where else they go."""
+
+    every: Positive = 1
+    to: list[Literal["tensorboard", "trackio", "wandb"]] = ["tensorboard"]
+
+
+class Recipe(Strict):
+    """One training run. Paths in it are relative to `folder`, the recipe's own."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+    task: str
+    method: Literal["sft", "grpo"]
+    mode: Literal["direct", "reasoned"]
+    seed: Count = 0
+    processes: Positive = 1
+    max_length: Positive = 2048
+    model: Model
+    data: Data
+    rollout: Rollout = Rollout()
+    objective: Objective = Objective()
+    grpo: Grpo = Grpo()
+    optimiser: Optimiser = Optimiser()
+    saves: Saves = Saves()
+    log: Log = Log()
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> Self:
+        if self.method == "grpo" and self.mode == "reasoned":
+            rollouts, at_once = self.optimiser.prompts * self.rollout.group, self.optimiser.micro_batch * self.processes
+            if rollouts % at_once:
+                raise ValueError(
+                    f"{self.optimiser.prompts} prompts of {self.rollout.group} rollouts are {rollouts} a step, which "
+                    f"{self.processes} processes of micro_batch {self.optimiser.micro_batch} cannot share evenly"
+                )
+            if self.objective.advantage != "sampled":
+                raise ValueError("`advantage` is `sampled` in reasoned mode: only a decision alone has a closed form")
+        return self
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches an optimiser step and process."""
+        rollouts = self.optimiser.prompts * self.rollout.group
+        return max(1, rollouts // (self.optimiser.micro_batch * self.processes))
+
+
+def resolve(path: str, folder: Path) -> Path:
+    """A path of a recipe that lies in `folder`."""
+    return Path(path) if Path(path).is_absolute() else folder / path
