@@ -166,10 +166,11 @@ class DemurServer:
             self._stop(0)
             return
         _log.error("the engine failed: %s", reason)
+        self._status = EXIT_ENGINE  # also if a signal ends the wait below
         self._lifecycle.fail(reason)
         self._http.config.timeout_graceful_shutdown = 2  # nothing that is left can be answered
         await asyncio.sleep(_LAST_ANSWERS_S)
-        self._stop(EXIT_ENGINE)
+        self._stop(self._status)
 
     def _prepare(
         self, pipeline: DecidePipeline, tasks: Mapping[str, Task], bundles: Mapping[str, Calibrated]

@@ -1,12 +1,16 @@
-"""SIGHUP's work: tasks and bundles are swapped together, or not at all."""
+"""SIGHUP's work: tasks and bundles are swapped together, or not at all. And what SIGTERM must not hide."""
 
+import asyncio
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
 from demur.decision.errors import BundleError
 from demur.decision.taskfile import load_task
-from demur.server.serve import DemurServer
+from demur.server.admission import Admission
+from demur.server.lifecycle import Lifecycle
+from demur.server.serve import EXIT_ENGINE, DemurServer, VllmEngine
 from demur.server.settings import Settings
 
 from .bundled import TASK_YAML, StubEngine, bundle_files, make_bundle, pipeline_on
@@ -91,3 +95,27 @@ async def test_labels_that_cannot_be_read_are_named_with_file_and_line(server, t
     assert built._registry.current is before
     assert f"{file}:6: task more: option 2" in caplog.text
     assert "use the letter readout" in caplog.text
+
+
+async def test_a_signal_after_the_engine_failed_does_not_make_it_a_success(server, monkeypatch):
+    """Whatever supervises the server may stop it as soon as /readyz says 503, and still learns why it ended."""
+
+    async def start(_):
+        engine = StubEngine()
+        engine.label_limit = 128
+        engine.failed = lambda: asyncio.sleep(0, "the engine died")
+        return engine
+
+    monkeypatch.setattr(VllmEngine, "start", start)
+    built = server(model="stub")
+    built._lifecycle = Lifecycle()
+    built._admission = Admission(built._lifecycle, 1, 1)
+    built._http = SimpleNamespace(config=SimpleNamespace())
+    failed = asyncio.Event()
+    built._lifecycle.on_fail(lambda _: failed.set())
+    starting = asyncio.create_task(built._start({}, {}, "http://127.0.0.1:1"))
+    await asyncio.wait_for(failed.wait(), 20)
+    await built._drain()
+    assert built._stopping.is_set()
+    assert built._status == EXIT_ENGINE
+    starting.cancel()
