@@ -5,17 +5,28 @@ import itertools
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from datetime import datetime
 from types import TracebackType
 from typing import Self, TypeVar, Unpack
 
 import httpx
 
-from demur.clients import _calls
+from demur.clients import _calls, _loop_calls
 from demur.clients._answers import Item
 from demur.clients._calls import Ask, Call, JsonInput, NewPolicy
 from demur.clients._config import DEFAULT_TIMEOUT, resolve
 from demur.clients._errors import ConnectionFailed, DemurClientError, Timeout, Unavailable
 from demur.clients._exchange import Pause, exchange
+from demur.clients._loop_calls import Kind, Label
+from demur.clients._loop_models import (
+    BundleVersion,
+    Claim,
+    LabelResult,
+    Release,
+    Renewal,
+    ReviewItem,
+    StoredDecision,
+)
 from demur.clients._many import Batch, batches
 from demur.clients._models import Answer, ModelInfo, TaskCalibration, TaskInfo, TaskPolicy, Version
 from demur.clients._retry import RetryPolicy
@@ -97,6 +108,73 @@ class AsyncClient:
         Raises `Conflict` if `version` is given and another one is in force, `InvalidRequest`, `PermissionDenied`.
         """
         return await self._run(_calls.set_policy(name, policy, version))
+
+    async def feedback(
+        self,
+        id: str,  # noqa: A002
+        label: str,
+        *,
+        source: str | None = None,
+        at: datetime | None = None,
+        idempotency_key: str | None = None,
+    ) -> LabelResult:
+        """As `Client.feedback`."""
+        return await self._run(_loop_calls.feedback(Label(id=id, label=label, source=source, at=at), idempotency_key))
+
+    async def feedback_many(
+        self,
+        labels: Iterable[Label | tuple[str, str]],
+        *,
+        batch_size: int = 100,
+        idempotency_key: str | None = None,
+    ) -> list[LabelResult]:
+        """As `Client.feedback_many`."""
+        return [
+            result
+            for call in _loop_calls.feedback_batches(labels, batch_size, idempotency_key)
+            for result in await self._run(call)
+        ]
+
+    async def decision(self, id: str) -> StoredDecision:  # noqa: A002
+        """A decision as the server keeps it, with its labels. Raises `NotFound`, also just after it was answered."""
+        return await self._run(_loop_calls.decision(id))
+
+    async def review(
+        self, task: str | None = None, kind: Kind | None = None, *, page_size: int = 50
+    ) -> AsyncIterator[ReviewItem]:
+        """As `Client.review`."""
+        after: str | None = None
+        while True:
+            page = await self._run(_loop_calls.review(task, kind, after, page_size))
+            for item in page.items:
+                yield item
+            after = page.following
+            if after is None:
+                return
+
+    async def claim(self, ids: Sequence[str], *, seconds: int = 600) -> list[Claim]:
+        """Takes items for oneself, so that nobody else is asked to label them meanwhile."""
+        return await self._run(_loop_calls.claim(ids, seconds))
+
+    async def release(self, ids: Sequence[str]) -> list[Release]:
+        """Gives claimed items back."""
+        return await self._run(_loop_calls.release(ids))
+
+    async def bundles(self, name: str) -> list[BundleVersion]:
+        """The versions of a task's bundle, and which is in force. Raises `NotFound`."""
+        return await self._run(_loop_calls.bundles(name))
+
+    async def recertify(self, name: str, *, deadline: float | None = None) -> Renewal:
+        """As `Client.recertify`."""
+        return await self._run(_loop_calls.renew(name, "recertify", deadline))
+
+    async def recalibrate(self, name: str, *, deadline: float | None = None) -> Renewal:
+        """As `Client.recalibrate`."""
+        return await self._run(_loop_calls.renew(name, "recalibrate", deadline))
+
+    async def rollback(self, name: str, version: int) -> BundleVersion:
+        """Serves an earlier version again, with the state of its certificate; needs an admin key. Asked once."""
+        return await self._run(_loop_calls.rollback(name, version))
 
     async def models(self) -> list[ModelInfo]:
         """The model names that the server answers to."""

@@ -5,7 +5,7 @@ A `Call` is one HTTP request and how to read its answer; `_exchange` sends it an
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypedDict, TypeVar
 from urllib.parse import quote
 
@@ -98,6 +98,7 @@ class Call(Generic[T]):
     body: bytes | None = None
     deadline: float | None = None
     retried: bool = True
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 def decide(value: JsonInput, ask: Ask) -> Call[Answer]:
@@ -124,17 +125,17 @@ def task(name: str) -> Call[TaskInfo]:
 
 def calibration(name: str) -> Call[TaskCalibration]:
     """What a task's verdicts rest on."""
-    return Call("GET", _of_task(name, "calibration"), lambda response: TaskCalibration.model_validate(response.json()))
+    return Call("GET", of_task(name, "calibration"), lambda response: TaskCalibration.model_validate(response.json()))
 
 
 def diagram(name: str) -> Call[str]:
     """A task's reliability diagram."""
-    return Call("GET", f"{_of_task(name, 'calibration')}?format=svg", lambda response: response.text)
+    return Call("GET", f"{of_task(name, 'calibration')}?format=svg", lambda response: response.text)
 
 
 def policy(name: str) -> Call[TaskPolicy]:
     """The policy in force."""
-    return Call("GET", _of_task(name, "policy"), lambda response: TaskPolicy.model_validate(response.json()))
+    return Call("GET", of_task(name, "policy"), lambda response: TaskPolicy.model_validate(response.json()))
 
 
 def set_policy(name: str, members: NewPolicy, version: int | None) -> Call[TaskPolicy]:
@@ -144,7 +145,7 @@ def set_policy(name: str, members: NewPolicy, version: int | None) -> Call[TaskP
         raise TypeError(f"unknown keywords: {', '.join(sorted(unknown))}")
     body: dict[str, Any] = {**members} if version is None else {**members, "version": version}
     read = TaskPolicy.model_validate_json
-    return Call("PUT", _of_task(name, "policy"), lambda response: read(response.content), encode(body), retried=False)
+    return Call("PUT", of_task(name, "policy"), lambda response: read(response.content), encode(body), retried=False)
 
 
 def models() -> Call[list[ModelInfo]]:
@@ -164,7 +165,8 @@ def probe(path: str) -> Call[bool]:
     return Call("GET", path, lambda _: True, retried=False)
 
 
-def _of_task(name: str, part: str) -> str:
+def of_task(name: str, part: str) -> str:
+    """A route of a task's."""
     return f"/tasks/{quote(name, safe='')}/{part}"
 
 
@@ -195,6 +197,7 @@ def _options(options: Sequence[str] | Mapping[str, str | None]) -> list[dict[str
 
 
 def encode(body: dict[str, Any]) -> bytes:
+    """JSON of a body. Raises ValueError or TypeError where JSON cannot say it, without quoting it."""
     """A body as JSON. Raises ValueError or TypeError, in words that quote nothing."""
     # The errors of json and of the codec quote what they choke on, hence `from None` and words of our own.
     try:

@@ -8,7 +8,7 @@ DemurClientError
 └── ProblemError                   the server refused, and said why
     ├── AuthenticationError   401  no key, or a wrong one
     ├── PermissionDenied      403  this key may not do that
-    ├── NotFound              404  task or route
+    ├── NotFound              404  task, route, decision
     ├── Conflict              409
     ├── TooLarge              413  body, batch or input over a limit
     ├── InvalidRequest        400, 415, 422; `faults` lists what is wrong and where
@@ -96,7 +96,7 @@ class PermissionDenied(ProblemError):
 
 
 class NotFound(ProblemError):
-    """No such task or route; `detail` names near matches of a task."""
+    """No such task, route or decision; `detail` names near matches of a task."""
 
 
 class Conflict(ProblemError):

@@ -81,6 +81,7 @@ def exchange(call: Call[T], settings: Settings, clock: Callable[[], float]) -> E
 
 def _request(call: Call[T], settings: Settings, left: float) -> httpx.Request:
     headers = {"Accept": "application/json", "User-Agent": USER_AGENT, DEADLINE_HEADER: str(max(1, int(left * 1000)))}
+    headers |= call.headers
     if call.body is not None:
         headers["Content-Type"] = "application/json"
     if settings.api_key is not None:
@@ -130,7 +131,7 @@ def _failure(
         case httpx.TimeoutException():
             return Timeout(f"{name}: no answer within {budget:g} s"), None, False
         case httpx.NetworkError() | httpx.RemoteProtocolError():
-            # A decision changes nothing that a second one would spoil, so a connection lost half way is tried again.
+            # Neither decision nor label spoils anything by coming twice, so a connection lost half way is tried again.
             return ConnectionFailed(f"{name}: no answer ({type(reply).__name__}: {reply})"), None, True
         case httpx.DecodingError():
             return UnexpectedAnswer(f"{name}: an answer whose encoding is broken"), None, False

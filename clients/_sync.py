@@ -5,17 +5,28 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import datetime
 from types import TracebackType
 from typing import Self, TypeVar, Unpack
 
 import httpx
 
-from demur.clients import _calls
+from demur.clients import _calls, _loop_calls
 from demur.clients._answers import Item
 from demur.clients._calls import Ask, Call, JsonInput, NewPolicy
 from demur.clients._config import DEFAULT_TIMEOUT, resolve
 from demur.clients._errors import ConnectionFailed, DemurClientError, Timeout, Unavailable
 from demur.clients._exchange import Pause, exchange
+from demur.clients._loop_calls import Kind, Label
+from demur.clients._loop_models import (
+    BundleVersion,
+    Claim,
+    LabelResult,
+    Release,
+    Renewal,
+    ReviewItem,
+    StoredDecision,
+)
 from demur.clients._many import Batch, batches
 from demur.clients._models import Answer, ModelInfo, TaskCalibration, TaskInfo, TaskPolicy, Version
 from demur.clients._retry import RetryPolicy
@@ -110,6 +121,84 @@ class Client:
         Raises `Conflict` if `version` is given and another one is in force, `InvalidRequest`, `PermissionDenied`.
         """
         return self._run(_calls.set_policy(name, policy, version))
+
+    def feedback(
+        self,
+        id: str,  # noqa: A002
+        label: str,
+        *,
+        source: str | None = None,
+        at: datetime | None = None,
+        idempotency_key: str | None = None,
+    ) -> LabelResult:
+        """Gives the right option of a decision; on return the server keeps it. Needs a key that may label.
+
+        Given twice it is `unchanged`; another label than before corrects. Raises `NotFound` for an unknown id,
+        `InvalidRequest` for a label that is no option, `Conflict` if the idempotency key was used for other content.
+        """
+        return self._run(_loop_calls.feedback(Label(id=id, label=label, source=source, at=at), idempotency_key))
+
+    def feedback_many(
+        self,
+        labels: Iterable[Label | tuple[str, str]],
+        *,
+        batch_size: int = 100,
+        idempotency_key: str | None = None,
+    ) -> list[LabelResult]:
+        """Gives many labels, (id, label) or `Label`s, batch after batch; result i is what became of label i.
+
+        A label that is refused is `rejected`, alone. An error ends it, and what was sent before is kept: asked again,
+        those are `unchanged`, or with the same `idempotency_key` and labels answered as at first.
+        """
+        return [
+            result
+            for call in _loop_calls.feedback_batches(labels, batch_size, idempotency_key)
+            for result in self._run(call)
+        ]
+
+    def decision(self, id: str) -> StoredDecision:  # noqa: A002
+        """A decision as the server keeps it, with its labels. Raises `NotFound`, also just after it was answered."""
+        return self._run(_loop_calls.decision(id))
+
+    def review(self, task: str | None = None, kind: Kind | None = None, *, page_size: int = 50) -> Iterator[ReviewItem]:
+        """What is to be labelled: audits first, oldest first and blind, then reviews, then defers.
+
+        Pages are asked for as they are needed. What others have claimed is left out.
+        """
+        after: str | None = None
+        while True:
+            page = self._run(_loop_calls.review(task, kind, after, page_size))
+            yield from page.items
+            after = page.following
+            if after is None:
+                return
+
+    def claim(self, ids: Sequence[str], *, seconds: int = 600) -> list[Claim]:
+        """Takes items for oneself, so that nobody else is asked to label them meanwhile."""
+        return self._run(_loop_calls.claim(ids, seconds))
+
+    def release(self, ids: Sequence[str]) -> list[Release]:
+        """Gives claimed items back."""
+        return self._run(_loop_calls.release(ids))
+
+    def bundles(self, name: str) -> list[BundleVersion]:
+        """The versions of a task's bundle, and which is in force. Raises `NotFound`."""
+        return self._run(_loop_calls.bundles(name))
+
+    def recertify(self, name: str, *, deadline: float | None = None) -> Renewal:
+        """Attempts a new certificate for the task's calibrator, from its audits; needs an admin key. Asked once.
+
+        Every attempt is counted and paid for. `deadline`: seconds; the client's `timeout` if not given.
+        """
+        return self._run(_loop_calls.renew(name, "recertify", deadline))
+
+    def recalibrate(self, name: str, *, deadline: float | None = None) -> Renewal:
+        """Attempts a new calibrator and certificate from the task's audits. As `recertify`."""
+        return self._run(_loop_calls.renew(name, "recalibrate", deadline))
+
+    def rollback(self, name: str, version: int) -> BundleVersion:
+        """Serves an earlier version again, with the state of its certificate; needs an admin key. Asked once."""
+        return self._run(_loop_calls.rollback(name, version))
 
     def models(self) -> list[ModelInfo]:
         """The model names that the server answers to."""
