@@ -140,8 +140,21 @@ class PolicySpec:
 
 
 @dataclass(frozen=True, slots=True)
+class AuditSpec:
+    """Share of decisions drawn for audit, by verdict, each in [0, 1]."""
+
+    trust: float = 0.05
+    review: float = 0.01
+    defer: float = 0.01
+
+
+@dataclass(frozen=True, slots=True)
 class Task:
-    """A registered decision, as its YAML file says it. `content_hash` covers everything but comments and layout."""
+    """A registered decision, as its YAML file says it. `content_hash` covers everything but comments and layout.
+
+    `log_inputs`: inputs are stored with decisions. `show_audit`: callers are told what was drawn for audit.
+    `double_label`: share of audits that two people are asked about.
+    """
 
     name: str
     spec: DecisionSpec
@@ -150,4 +163,7 @@ class Task:
     examples: tuple[str, ...] = ()
     explain: bool = True
     log_inputs: bool = False
+    audit: AuditSpec = field(default_factory=AuditSpec)
+    show_audit: bool = False
+    double_label: float = 0.0
     content_hash: str = ""

@@ -28,6 +28,7 @@ from demur.decision.policy import MAX_PRICE, policy_faults
 from demur.decision.prompt import PromptBuilder
 from demur.decision.question import MAX_OPTIONS, MIN_OPTIONS, Option, Question
 from demur.decision.task import (
+    AuditSpec,
     DecisionSpec,
     LengthHandling,
     Mode,
@@ -56,6 +57,7 @@ SUFFIXES = (".yaml", ".yml")
 _KEYS = (
     *("name", "description", "question", "options", "readout", "mode", "thought", "layout", "truncation"),
     *("max_input_tokens", "policy", "examples", "explain", "log_inputs"),
+    *("audit", "show_audit", "double_label"),
 )
 
 
@@ -179,6 +181,9 @@ def _task(node: yaml.Node, faults: Faults) -> Task:
         examples=tuple(example for example in examples if example is not None),
         explain=top.boolean("explain", default=True),
         log_inputs=top.boolean("log_inputs", default=False),
+        audit=_audit(top, faults),
+        show_audit=top.boolean("show_audit", default=False),
+        double_label=top.number("double_label", 0, 1) or 0.0,
     )
     return dataclasses.replace(task, content_hash=content_hash(task))
 
@@ -272,6 +277,16 @@ def _layout(top: Section, faults: Faults) -> PromptLayout:
         instruction=section.text("instruction", blank=True),
         answer_prefix=section.text("answer_prefix", blank=True),
     )
+
+
+def _audit(top: Section, faults: Faults) -> AuditSpec:
+    node = top.node("audit")
+    if node is None:
+        return AuditSpec()
+    names = [field.name for field in dataclasses.fields(AuditSpec)]
+    section = Section(node, "`audit`", names, faults)
+    given = {name: section.number(name, 0, 1) for name in names}
+    return AuditSpec(**{name: rate for name, rate in given.items() if rate is not None})
 
 
 def _policy(top: Section, options: int, faults: Faults) -> PolicySpec:

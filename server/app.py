@@ -11,13 +11,26 @@ from demur.server.auth import Authentication, Keyring
 from demur.server.lifecycle import Lifecycle
 from demur.server.live_policies import LivePolicies
 from demur.server.logs import RequestLog
+from demur.server.loop.loop import Loop
+from demur.server.loop.metrics import StoreMetrics
 from demur.server.metrics import MeasuredDecider, Metrics
 from demur.server.problems import ErrorForms
 from demur.server.registry import TaskRegistry
 from demur.server.services import Desk, ServedModel, Services
 from demur.server.settings import Settings
 from demur.server.types import Decider
-from demur.server.wires import calibration, decide, docs, ops, policies, systemone, tasks
+from demur.server.wires import (
+    calibration,
+    decide,
+    decisions,
+    docs,
+    feedback,
+    ops,
+    policies,
+    review,
+    systemone,
+    tasks,
+)
 
 
 class Application:
@@ -42,6 +55,7 @@ def create_app(
     *,
     metrics: Metrics | None = None,
     desk: Desk | None = None,
+    loop: Loop | None = None,
     extra_routes: Sequence[BaseRoute] = (),
     lifespan: Lifespan[Any] | None = None,
 ) -> Application:
@@ -53,8 +67,10 @@ def create_app(
     admission = Admission(lifecycle, settings.queue_size, settings.retry_after_s, metrics.count_shed)
     metrics.watch_in_flight(lambda: admission.in_flight, settings.queue_size)
     metrics.watch_bundles(model.name, lambda: registry.bundles)
+    if loop is not None:
+        StoreMetrics(loop, metrics.registry)
     services = Services(
-        decider=MeasuredDecider(decider, metrics),
+        decider=MeasuredDecider(decider if loop is None else loop.decider(decider), metrics),
         tasks=registry,
         settings=settings,
         lifecycle=lifecycle,
@@ -63,11 +79,12 @@ def create_app(
         model=model,
         policies=LivePolicies(settings.state_dir),
         desk=desk,
+        loop=loop,
     )
     router = Router(
         [
             route
-            for wire in (decide, systemone, policies, calibration, tasks, ops, docs)
+            for wire in (decide, systemone, feedback, review, decisions, policies, calibration, tasks, ops, docs)
             for route in wire.routes(services)
         ]
         + list(extra_routes),

@@ -24,25 +24,41 @@ class Role(StrEnum):
     """What a caller may do. Where no key is configured, everybody is an admin."""
 
     CALLER = "caller"
+    FEEDBACK = "feedback"
     ADMIN = "admin"
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """A caller who was let in. `key_id` tells keys apart without giving them away; None where none is needed."""
+    """A caller who was let in. `key_id` tells keys apart without giving them away; None where none is needed.
+
+    `name` is what labels are marked with: the key's name, else its id.
+    """
 
     role: Role
     key_id: str | None = None
+    name: str | None = None
+
+    @property
+    def may_label(self) -> bool:
+        """Whether labels are taken from this caller, and decisions shown for labelling."""
+        return self.role is not Role.CALLER
 
 
 class Keyring:
     """The configured keys, as digests."""
 
-    def __init__(self, callers: Iterable[str], admins: Iterable[str], *, required: bool) -> None:
+    def __init__(
+        self, callers: Iterable[str], admins: Iterable[str], *, required: bool, labellers: Iterable[str] = ()
+    ) -> None:
+        """`labellers` may carry a name each: `NAME:KEY`."""
         self._required = required
-        # Admin keys come last: a key that is listed twice has the greater right.
+        # Greater rights come last: a key that is listed twice has the greater one.
         self._keys = [(_digest(key.encode()), Role.CALLER) for key in callers]
+        named = [(key.rpartition(":")[2], key.rpartition(":")[0]) for key in labellers]
+        self._keys += [(_digest(key.encode()), Role.FEEDBACK) for key, _ in named]
         self._keys += [(_digest(key.encode()), Role.ADMIN) for key in admins]
+        self._names = {_digest(key.encode()): name for key, name in named if name}
 
     @classmethod
     def from_settings(cls, settings: Settings) -> "Keyring":
@@ -51,6 +67,7 @@ class Keyring:
             _keys("api_keys", settings.api_keys, settings.api_keys_file),
             _keys("admin_keys", settings.admin_keys, settings.admin_keys_file),
             required=settings.requires_key,
+            labellers=_keys("feedback_keys", settings.feedback_keys, settings.feedback_keys_file),
         )
 
     def identify(self, authorization: bytes | None) -> Caller:
@@ -67,7 +84,8 @@ class Keyring:
                 found = role
         if scheme.lower() != b"bearer" or found is None:
             raise Unauthorized("the API key is not valid here", headers=CHALLENGE)
-        return Caller(found, given.hex()[:16])
+        key_id = given.hex()[:16]
+        return Caller(found, key_id, self._names.get(given, key_id))
 
 
 class Authentication:
@@ -94,6 +112,19 @@ def admin_only(endpoint: Endpoint) -> Endpoint:
         caller: Caller = request.state.caller
         if caller.role is not Role.ADMIN:
             raise Forbidden("this route needs an admin key")
+        return await endpoint(request)
+
+    return guarded
+
+
+def labels_only(endpoint: Endpoint) -> Endpoint:
+    """Wraps an endpoint so that a key without the feedback right is refused. Raises `Forbidden`."""
+
+    @wraps(endpoint)
+    async def guarded(request: Request) -> Response:
+        caller: Caller = request.state.caller
+        if not caller.may_label:
+            raise Forbidden("this route needs a key with the feedback right (feedback_keys), or an admin key")
         return await endpoint(request)
 
     return guarded

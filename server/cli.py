@@ -21,6 +21,7 @@ from demur.server.cli_tasks import tasks
 from demur.server.settings import Settings, SettingsError, load_settings
 
 DEMO_MODEL = Path("models/demo")
+DEMO_STATE = Path("out/demo-state")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
@@ -93,6 +94,8 @@ def demo_settings(given: Settings) -> dict[str, Any]:
         settings["tasks"] = examples
         if given.bundles is None and bundles.is_dir():
             settings["bundles"] = bundles
+    if given.state_dir is None and given.store_url is None:
+        settings["state_dir"] = DEMO_STATE
     return settings
 
 

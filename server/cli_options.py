@@ -10,7 +10,7 @@ from pydantic_core import PydanticUndefined
 from demur.server.settings import Settings
 
 #: Secrets would show in the process list; they come from variables or files.
-_NOT_FLAGS = frozenset({"api_keys", "admin_keys"})
+_NOT_FLAGS = frozenset({"api_keys", "admin_keys", "feedback_keys", "store_url"})
 
 
 def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -161,6 +161,7 @@ class DecidePipeline:
             calibration=None if calibrated is None else calibrated.info,
             certificate=judgement.certificate,
             guarantee=judgement.guarantee,
+            reading=readout,
         )
 
     def _judge(

@@ -14,7 +14,8 @@ DemurError
 ├── Invalid               422  readable but wrong; every fault listed with its path
 ├── Overloaded            429
 ├── Unavailable           503  draining, starting
-│   └── EngineUnavailable 503  engine dead or hung
+│   ├── EngineUnavailable 503  engine dead or hung
+│   └── StoreUnavailable  503  the database does not answer
 ├── DeadlineExceeded      504
 └── InternalError         500
 """
@@ -115,6 +116,10 @@ class Unavailable(DemurError):
 
 class EngineUnavailable(Unavailable):
     type, title = "engine_unavailable", "Engine not available"
+
+
+class StoreUnavailable(Unavailable):
+    type, title = "store_unavailable", "Store not available"
 
 
 class DeadlineExceeded(DemurError):

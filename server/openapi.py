@@ -16,6 +16,18 @@ from demur.server.wires.calibration_models import (
     TaskPolicyOut,
 )
 from demur.server.wires.decide_models import AnswerOut, BatchOut, DecideIn, ProblemOut
+from demur.server.wires.feedback_models import (
+    ClaimIn,
+    ClaimsOut,
+    DecisionOut,
+    LabelIn,
+    LabelOut,
+    LabelsIn,
+    LabelsOut,
+    ReleaseIn,
+    ReleasesOut,
+    ReviewOut,
+)
 from demur.server.wires.ops_models import StatusOut, TaskOut, TasksOut, VersionOut
 from demur.server.wires.systemone_models import ErrorOut, ModelsOut, SystemOneIn, SystemOneOut, ValidationOut
 
@@ -24,6 +36,8 @@ Operation = dict[str, Any]
 
 _MODELS: tuple[type[BaseModel], ...] = (
     *(DecideIn, AnswerOut, BatchOut, ProblemOut),
+    *(LabelIn, LabelsIn, LabelOut, LabelsOut, DecisionOut),
+    *(ReviewOut, ClaimIn, ClaimsOut, ReleaseIn, ReleasesOut),
     *(StatusOut, TaskOut, TasksOut, VersionOut),
     *(TaskPolicyIn, TaskPolicyOut, TaskCalibrationOut),
     *(ReadingsIn, ReadingsOut, CalibrateIn, MadeOut),
@@ -35,7 +49,7 @@ _MEANINGS = {
     401: "No key, or a wrong one",
     403: "A key that may not do this",
     404: "Not found",
-    409: "Not the version that is in force, or no place for a bundle",
+    409: "Not the version that is in force, no place for a bundle, no store, or an Idempotency-Key with other content",
     413: "Over a limit; says the limit and the size",
     415: "Not JSON, or an unknown Content-Encoding",
     422: "Readable but wrong; lists every fault",
@@ -72,6 +86,10 @@ _POLICY_EXAMPLES = {
     "certified": {"kind": "certified"},
     "fixed": {"kind": "fixed_thresholds", "trust_at": 0.95, "defer_below": 0.5, "version": 0},
     "budget": {"kind": "budget", "to_people": 0.2},
+}
+_FEEDBACK_EXAMPLES = {
+    "one": {"id": "dec_0", "label": "billing"},
+    "many": {"items": [{"id": "dec_0", "label": "billing", "source": "reviewer", "at": "2026-01-31T12:00:00Z"}]},
 }
 _TASK_NAME = {"name": "name", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
 _BODY_STATUSES = (400, 401, 404, 413, 415, 422, 429, 503, 504)
@@ -111,6 +129,7 @@ def _paths() -> dict[str, dict[str, Operation]]:
                 examples=_DECIDE_EXAMPLES,
             )
         },
+        **_loop_paths(),
         "/v1/systemone": {
             "post": _operation(
                 "systemone",
@@ -167,6 +186,70 @@ def _paths() -> dict[str, dict[str, Operation]]:
                 "Metrics in Prometheus' text format",
                 {"200": {"description": "Metrics", "content": {"text/plain": {"schema": {"type": "string"}}}}}
                 | _problems((401,)),
+            )
+        },
+    }
+
+
+def _loop_paths() -> dict[str, dict[str, Operation]]:
+    """Labels, and what people are asked to label."""
+    labels = _operation(
+        "feedback",
+        "Give one label or several; needs a key with the feedback right",
+        _json({"anyOf": [_ref(LabelOut), _ref(LabelsOut)]}) | _problems((400, 401, 403, 404, 409, 413, 415, 422, 503)),
+        body={"anyOf": [_ref(LabelIn), _ref(LabelsIn)]},
+        examples=_FEEDBACK_EXAMPLES,
+    )
+    labels["parameters"] = [
+        {
+            "name": "Idempotency-Key",
+            "in": "header",
+            "description": "The same request under the same key gets the first answer again.",
+            "schema": {"type": "string", "minLength": 1, "maxLength": 255},
+        }
+    ]
+    queue = _operation(
+        "review",
+        "What is to be labelled: audits first and blind; needs a key with the feedback right",
+        _json(_ref(ReviewOut)) | _problems((400, 401, 403, 409, 503)),
+    )
+    queue["parameters"] = [
+        {"name": "task", "in": "query", "schema": {"type": "string"}},
+        {"name": "kind", "in": "query", "schema": {"type": "string", "enum": ["audit", "review", "defer"]}},
+        {
+            "name": "after",
+            "in": "query",
+            "schema": {"type": "string", "pattern": r"^(audit|review|defer)\.[0-9]{1,18}$"},
+        },
+        {"name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": 200}},
+    ]
+    statuses = (400, 401, 403, 409, 413, 415, 422, 503)
+    decision = _operation(
+        "get_decision",
+        "A stored decision and its labels",
+        _json(_ref(DecisionOut)) | _problems((401, 404, 409, 503)),
+    )
+    identifier = {"name": "id", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+    return {
+        "/feedback": {"post": labels},
+        "/decisions/{id}": {"get": decision | {"parameters": [identifier]}},
+        "/review": {"get": queue},
+        "/review/claim": {
+            "post": _operation(
+                "claim",
+                "Keep items from others for a while",
+                _json(_ref(ClaimsOut)) | _problems(statuses),
+                body=_ref(ClaimIn),
+                examples={"one": {"ids": ["dec_0"], "seconds": 600}},
+            )
+        },
+        "/review/release": {
+            "post": _operation(
+                "release",
+                "Give items back",
+                _json(_ref(ReleasesOut)) | _problems(statuses),
+                body=_ref(ReleaseIn),
+                examples={"one": {"ids": ["dec_0"]}},
             )
         },
     }

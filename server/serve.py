@@ -28,6 +28,7 @@ from demur.server.engines.identity import ModelUnusable
 from demur.server.engines.vllm_engine import VllmEngine, VllmSettings
 from demur.server.errors import DemurError, Unavailable
 from demur.server.lifecycle import Lifecycle, Phase
+from demur.server.loop.loop import Loop
 from demur.server.registry import Registry
 from demur.server.services import ServedModel
 from demur.server.settings import Settings
@@ -98,7 +99,12 @@ class DemurServer:
         desk = CalibrationDesk(
             lambda: self._decider.pipeline, self._registry, tasks=self.settings.tasks, bundles=self.settings.bundles
         )
-        app = create_app(self._decider, self._registry, self.settings, self._lifecycle, model, desk=desk)
+        self._loop = await asyncio.to_thread(Loop.open, self.settings)
+        if self._loop is not None:
+            self._loop.start()
+        app = create_app(
+            self._decider, self._registry, self.settings, self._lifecycle, model, desk=desk, loop=self._loop
+        )
         self._admission = app.services.admission
         config = uvicorn.Config(
             app,
@@ -123,6 +129,8 @@ class DemurServer:
             starting.cancel()
             self._http.should_exit = True
             await asyncio.gather(starting, serving, return_exceptions=True)
+            if self._loop is not None:
+                await self._loop.aclose()
             if self._engine is not None:
                 await self._engine.aclose()
             await asyncio.to_thread(watch.kill, watch.children())

@@ -12,10 +12,11 @@ from demur.server.admission import Admission
 from demur.server.auth import Caller
 from demur.server.body import read_json
 from demur.server.calibrate import Calibration, Plan
-from demur.server.errors import BadRequest
+from demur.server.errors import BadRequest, Conflict
 from demur.server.interruption import Interruption
 from demur.server.lifecycle import Lifecycle
 from demur.server.live_policies import LivePolicies
+from demur.server.loop.loop import Loop
 from demur.server.metrics import Metrics
 from demur.server.readings import Reader
 from demur.server.registry import TaskRegistry
@@ -87,6 +88,13 @@ class Services:
     model: ServedModel
     policies: LivePolicies
     desk: Desk | None = None
+    loop: Loop | None = None
+
+    def require_loop(self) -> Loop:
+        """The loop. Raises `Conflict` where decisions are not kept."""
+        if self.loop is None:
+            raise Conflict("this server keeps no decisions; start it with --state-dir DIR, or set DEMUR_STORE_URL")
+        return self.loop
 
     def interruption(self, request: Request) -> Interruption:
         """Around the work of a request: its deadline begins now. Raises `BadRequest` for a malformed header."""

@@ -44,7 +44,19 @@ class Settings(BaseModel):
     tasks: Path | None = Field(None, description="Directory of task files, or one such file.")
     bundles: Path | None = Field(None, description="Directory of bundles, or one bundle.")
     strict_bundles: bool = Field(False, description="Refuse to start with a bundle that does not fit what is running.")
-    state_dir: Path | None = Field(None, description="Directory for policies that are set while the server runs.")
+    state_dir: Path | None = Field(None, description="Directory for the store and for policies set while it runs.")
+    store_url: SecretStr | None = Field(
+        None, description="PostgreSQL or SQLite to keep decisions in; in state_dir where that is given."
+    )
+    store_timeout_s: float = Field(2.0, gt=0, le=60, description="Longest wait for the store.")
+    log_buffer: int = Field(20_000, ge=1, description="Decisions that wait for a slow store; more are lost.")
+    log_adhoc: bool = Field(False, description="Store decisions on inline questions too.")
+    retention_days: float = Field(0, ge=0, description="Days that decisions are kept; 0 keeps them.")
+    audit_days: float = Field(7, gt=0, le=3650, description="Days in which the label of an audit is due.")
+    max_unaudited: int = Field(
+        1_000, ge=0, description="Decisions without a store for audits, after which nothing is trusted (or 10 minutes)."
+    )
+    max_feedback: int = Field(1_000, ge=1, le=10_000, description="Labels of one /feedback request.")
     dtype: str | None = Field(None, description="Number format of the weights; float32 on a CPU.")
     max_model_len: int | None = Field(None, ge=64, description="Tokens of context; at most 8192 on a CPU.")
     max_num_seqs: int | None = Field(None, ge=1, description="Reads in one engine step; 64 on a CPU.")
@@ -60,6 +72,8 @@ class Settings(BaseModel):
     api_keys_file: Path | None = Field(None, description="File with one such key a line; `#` begins a comment.")
     admin_keys: Keys = Field((), description="Keys that may use admin routes too, comma-separated.")
     admin_keys_file: Path | None = Field(None, description="File with one admin key a line.")
+    feedback_keys: Keys = Field((), description="Keys that may give labels too, comma-separated, KEY or NAME:KEY.")
+    feedback_keys_file: Path | None = Field(None, description="File with one such key a line.")
     allow_no_auth: bool = Field(False, description="Listen beyond loopback although no key is set.")
     public_docs: bool = Field(False, description="Show /docs and /openapi.json without a key.")
     cache_salt_per_key: bool = Field(False, description="Give every key a prefix cache of its own.")
@@ -98,7 +112,8 @@ class Settings(BaseModel):
     @property
     def requires_key(self) -> bool:
         """Whether callers need a key. A key file counts even when it is empty: then nobody gets in."""
-        return bool(self.api_keys or self.admin_keys or self.api_keys_file or self.admin_keys_file)
+        lists = (self.api_keys, self.admin_keys, self.feedback_keys)
+        return any((*lists, self.api_keys_file, self.admin_keys_file, self.feedback_keys_file))
 
 
 def load_settings(flags: Mapping[str, Any], *, environ: Mapping[str, str], config: Path | None = None) -> Settings:

@@ -7,6 +7,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from demur.decision.readout import Readout
 from demur.decision.task import DecisionSpec, PolicyKind, PolicySpec, Task
 
 
@@ -33,6 +34,7 @@ class Reason(StrEnum):
     CERTIFICATE_WITHDRAWN = "certificate_withdrawn"
     CERTIFICATE_STARVED = "certificate_starved"
     GUARANTEE_UNKNOWN = "guarantee_unknown"
+    AUDIT_STORE_UNAVAILABLE = "audit_store_unavailable"
 
 
 class Standing(StrEnum):
@@ -55,7 +57,10 @@ class PolicyOverride:
 
 @dataclass(frozen=True, slots=True)
 class DecideRequest:
-    """One question about one input. `task` is None for an inline question, whose policy is the safe default."""
+    """One question about one input. `task` is None for an inline question, whose policy is the safe default.
+
+    `key`: id of the caller's key. `subject`: whom the input is about, so that it can be let go of by that name.
+    """
 
     spec: DecisionSpec
     input: str
@@ -64,6 +69,8 @@ class DecideRequest:
     override: PolicyOverride | None = None
     explain: bool = False
     cache_salt: str | None = None
+    key: str | None = None
+    subject: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +125,8 @@ class Decision:
     `probabilities` float64 [K] in option order, calibrated where `calibration` is given. `rule` is the kind of policy
     that was in force, `reason_detail` what a reason leaves open, such as the parts that a bundle does not fit.
     `guarantee`: key of the certificate whose trusted set the decision belongs to, also where it is not trusted since
-    that certificate is withdrawn, starved or expired.
+    that certificate is withdrawn, starved or expired. `reading` is what the model said. `audit`: whether it was drawn,
+    None where nobody draws.
     """
 
     id: str
@@ -143,6 +151,9 @@ class Decision:
     calibration: CalibrationInfo | None = None
     certificate: CertificateInfo | None = None
     guarantee: str | None = None
+    slice: str | None = None
+    reading: Readout | None = None
+    audit: bool | None = None
 
     @property
     def name(self) -> str:

@@ -125,6 +125,12 @@ audits = Table(
     Index("ix_audits_decision", "decision", unique=True),
     Index("ix_audits_task_seq", "task", "seq"),
     Index("ix_audits_guarantee_seq", "guarantee", "seq"),
+    Index(
+        "ix_audits_double",
+        "task",
+        sqlite_where=text("second IS NOT NULL"),
+        postgresql_where=text("second IS NOT NULL"),
+    ),
     Index("ix_audits_open", "task", "seq", sqlite_where=text("open"), postgresql_where=text("open")),
 )
 

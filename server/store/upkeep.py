@@ -53,6 +53,20 @@ def audit_counts(connection: Connection, now: datetime) -> dict[str, AuditCounts
     return {row[0]: AuditCounts(*row[1:]) for row in connection.execute(query)}
 
 
+def disagreement(connection: Connection) -> dict[str, tuple[int, int]]:
+    """By task: audits that two people have labelled, and those of them on which they differ."""
+    first, second = _L.alias("first"), _L.alias("second_label")
+    query = (
+        select(_A.c.task, func.count(), func.count().filter(first.c.label != second.c.label))
+        .join_from(_A, _D, _A.c.decision == _D.c.seq)
+        .join(first, first.c.seq == _D.c.label)
+        .join(second, second.c.seq == _A.c.second)
+        .where(_A.c.second.is_not(None))
+        .group_by(_A.c.task)
+    )
+    return {task: (double, differ) for task, double, differ in connection.execute(query)}
+
+
 @dataclass(frozen=True, slots=True)
 class Totals:
     """How much is in the store, and from when to when."""

@@ -26,6 +26,7 @@ from demur.decision.task import (
     Truncation,
 )
 from demur.decision.wording import one_line
+from demur.server.auth import Caller
 from demur.server.errors import DemurError, Fault, Invalid, NotFound, TooLarge
 from demur.server.interruption import Interruption
 from demur.server.problems import internal_error, problem_members
@@ -46,7 +47,7 @@ def routes(services: Services) -> list[Route]:
         services.admission.check()
         async with services.interruption(request) as work:
             body = parse(await services.read(request), services)
-            asked = _requests(body, services, services.cache_salt(request))
+            asked = _requests(body, services, request)
             work.watch(request.receive)
             if body.inputs is None:
                 with services.admission.places(1):
@@ -138,7 +139,7 @@ def _number_rules(raw: dict[str, Any], services: Services) -> Iterator[Fault]:
             yield Fault(("thought", "max_tokens"), f"the limit is {limit}", "less_than_equal")
 
 
-def _requests(body: DecideIn, services: Services, cache_salt: str | None) -> list[DecideRequest]:
+def _requests(body: DecideIn, services: Services, request: Request) -> list[DecideRequest]:
     task = None if body.task is None else find_task(body.task, services)
     spec = _inline_spec(body) if task is None else task.spec
     policy = PolicySpec() if task is None else services.policies.of(task)
@@ -150,7 +151,9 @@ def _requests(body: DecideIn, services: Services, cache_salt: str | None) -> lis
         policy = replace(policy, allow_uncalibrated=False)
     override = None if body.policy is None else PolicyOverride(**body.policy.model_dump())
     inputs = [body.input] if body.inputs is None else body.inputs
-    first = DecideRequest(spec, "", task, policy, override, body.explain, cache_salt)
+    caller: Caller = request.state.caller
+    salt = services.cache_salt(request)
+    first = DecideRequest(spec, "", task, policy, override, body.explain, salt, caller.key_id, body.subject)
     return [replace(first, input=canonical_text(value)) for value in inputs]
 
 
@@ -236,6 +239,7 @@ def answer_members(decision: Decision) -> dict[str, Any]:
         "readout": decision.readout,
         "readout_note": decision.readout_note,
         "truncated": decision.truncated,
+        **({"audit": decision.audit} if task is not None and task.show_audit and decision.audit is not None else {}),
         "usage": {
             "prompt_tokens": usage.prompt_tokens,
             "cached_tokens": usage.cached_tokens,

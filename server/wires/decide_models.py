@@ -131,6 +131,9 @@ class DecideIn(Strict):
     mode: Literal["direct", "reasoned"] | None = Field(None, description="Decide at once, or after a thought.")
     policy: PolicyIn | None = None
     explain: bool = Field(False, description="Answer with the thought, where there is one.")
+    subject: Annotated[str, Field(min_length=1, max_length=256)] | None = Field(
+        None, description="Whom the input is about; stored decisions can be deleted by it. Kept as a keyed hash."
+    )
 
 
 class Out(BaseModel):
@@ -177,6 +180,7 @@ class AnswerOut(Out):
     readout: str
     readout_note: str | None
     truncated: bool = Field(description="Whether the input was cut to fit.")
+    audit: bool | None = Field(None, description="Whether it was drawn for audit; only where the task shows that.")
     usage: UsageOut
     timings: TimingsOut
     thought: str | None = Field(description="Only if `explain` asked for it.")

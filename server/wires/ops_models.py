@@ -65,3 +65,6 @@ class TaskOut(_TaskHead):
     examples: list[str]
     explain: bool
     log_inputs: bool
+    audit: dict[str, float]
+    show_audit: bool
+    double_label: float

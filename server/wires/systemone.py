@@ -13,6 +13,7 @@ from starlette.routing import Route
 from demur.decision.canonical import canonical_text
 from demur.decision.question import Option, Question
 from demur.decision.task import DecisionSpec
+from demur.server.auth import Caller
 from demur.server.errors import DemurError, Fault, Invalid, MalformedBody, NotFound
 from demur.server.problems import error_headers
 from demur.server.services import ServedModel, Services
@@ -40,12 +41,16 @@ def routes(services: Services) -> list[Route]:
         async with services.interruption(request) as work:
             body = parse(await services.read(request), services)
             salt = services.cache_salt(request)
+            caller: Caller = request.state.caller
             asked = {qid: _Asked.of(question, qid) for qid, question in body.questions.items()}
             state = canonical_text(body.state)
             work.watch(request.receive)
             with services.admission.places(len(asked)):
                 decisions = await _decide_all(
-                    [DecideRequest(DecisionSpec(one.question), state, cache_salt=salt) for one in asked.values()],
+                    [
+                        DecideRequest(DecisionSpec(one.question), state, cache_salt=salt, key=caller.key_id)
+                        for one in asked.values()
+                    ],
                     list(asked.values()),
                     services,
                 )

@@ -55,4 +55,7 @@ def _whole(task: Task) -> dict[str, Any]:
         "examples": list(task.examples),
         "explain": task.explain,
         "log_inputs": task.log_inputs,
+        "audit": asdict(task.audit),
+        "show_audit": task.show_audit,
+        "double_label": task.double_label,
     }

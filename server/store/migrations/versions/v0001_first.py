@@ -152,6 +152,14 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("seq", name=op.f("pk_audits")),
     )
     op.create_index("ix_audits_decision", "audits", ["decision"], unique=True)
+    op.create_index(
+        "ix_audits_double",
+        "audits",
+        ["task"],
+        unique=False,
+        sqlite_where=sa.text("second IS NOT NULL"),
+        postgresql_where=sa.text("second IS NOT NULL"),
+    )
     op.create_index("ix_audits_guarantee_seq", "audits", ["guarantee", "seq"], unique=False)
     op.create_index(
         "ix_audits_open",

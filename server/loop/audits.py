@@ -1,0 +1,70 @@
+"""Audits: drawn at decision time by a keyed hash of the decision's id, and durable before the answer."""
+
+import logging
+from collections.abc import Callable
+from datetime import timedelta
+from time import monotonic
+
+from demur.decision.task import Task
+from demur.server.store import decisions
+from demur.server.store.errors import StoreUnavailable
+from demur.server.store.records import DecisionRecord, Draw
+from demur.server.store.store import Store
+from demur.server.types import Verdict
+
+#: Seconds without a store for audits, after which nothing is trusted.
+MAX_UNAUDITED_S = 600.0
+
+_log = logging.getLogger("demur.loop")
+
+
+class Auditor:
+    """Draws decisions and keeps those drawn. `withdrawn` says of a task whether its certificate is."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        due_days: float,
+        max_unaudited: int,
+        withdrawn: Callable[[str], bool] = lambda _: False,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        self._store = store
+        self._due = timedelta(days=due_days)
+        self._max_unaudited = max_unaudited
+        self._withdrawn = withdrawn
+        self._clock = clock
+        self._down_since: float | None = None
+        #: Decisions taken since audits could no longer be kept.
+        self.unaudited = 0
+
+    def draw(self, decision_id: str, task: Task, verdict: Verdict) -> Draw:
+        """Whether to audit: at the verdict's rate, or at one rate for all (the largest) without a certificate."""
+        rates = {Verdict.TRUST: task.audit.trust, Verdict.REVIEW: task.audit.review, Verdict.DEFER: task.audit.defer}
+        rate = max(rates.values()) if self._withdrawn(task.name) else rates[verdict]
+        u = self._store.u(decision_id)
+        return Draw(u, rate, drawn=u < rate)
+
+    async def keep(self, record: DecisionRecord, task: Task) -> bool:
+        """Stores a drawn decision and its audit; whether it is durable."""
+        due = record.at + self._due
+        double = self._store.u(record.id, "double") < task.double_label
+        try:
+            await self._store.write(lambda connection: decisions.put_drawn(connection, record, due=due, double=double))
+        except StoreUnavailable:
+            return False
+        except Exception:
+            _log.exception("an audit was refused by the store")
+            return False
+        return True
+
+    def count(self) -> bool:
+        """Counts a decision; whether there have been so many, or for so long, without audits that none is trusted."""
+        if self._store.up:
+            self._down_since, self.unaudited = None, 0
+            return False
+        now = self._clock()
+        self._down_since = now if self._down_since is None else self._down_since
+        self.unaudited += 1
+        return self.unaudited > self._max_unaudited or now - self._down_since > MAX_UNAUDITED_S

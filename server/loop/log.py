@@ -1,0 +1,93 @@
+"""The decision log: written behind the answers, in batches, from a buffer that is bounded."""
+
+import asyncio
+import contextlib
+import logging
+from collections import Counter, deque
+from collections.abc import Sequence
+from time import monotonic
+
+from demur.server.store import decisions
+from demur.server.store.errors import StoreUnavailable
+from demur.server.store.records import DecisionRecord
+from demur.server.store.store import Store
+
+#: Seconds that decisions gather for a batch; long enough to share the wait for the disk.
+_GATHER_S = 0.1
+_BATCH = 500
+_RETRY_S = 0.5
+
+_log = logging.getLogger("demur.loop")
+
+
+class DecisionLog:
+    """Takes decisions at once and writes them soon. While the store is down they wait; beyond `capacity` they are lost.
+
+    Owned by one event loop. `lost` counts by reason: `full` buffer, `refused` by the store, `closed` at the end.
+    """
+
+    def __init__(self, store: Store, *, capacity: int) -> None:
+        self._store = store
+        self._capacity = capacity
+        self._waiting: deque[tuple[float, DecisionRecord]] = deque()
+        self._wake = asyncio.Event()
+        self._closing = False
+        self._work: asyncio.Task[None] | None = None
+        self.lost: Counter[str] = Counter()
+
+    def start(self) -> None:
+        """Begins to write."""
+        self._work = asyncio.create_task(self._run())
+
+    def put(self, record: DecisionRecord) -> None:
+        """Takes a decision; never waits."""
+        if len(self._waiting) >= self._capacity:
+            self.lost["full"] += 1
+            return
+        self._waiting.append((monotonic(), record))
+        self._wake.set()
+
+    @property
+    def buffered(self) -> int:
+        """Decisions that wait."""
+        return len(self._waiting)
+
+    @property
+    def lag_s(self) -> float:
+        """Age of the oldest decision that waits, 0 without any."""
+        return monotonic() - self._waiting[0][0] if self._waiting else 0.0
+
+    async def aclose(self, timeout_s: float = 5.0) -> None:
+        """Writes what waits, for so long; the rest is lost, and counted."""
+        self._closing = True
+        self._wake.set()
+        if self._work is not None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._work, timeout_s)
+        self._lose("closed", len(self._waiting))
+
+    async def _run(self) -> None:
+        while self._waiting or not self._closing:
+            await self._wake.wait()
+            self._wake.clear()
+            if not self._closing:
+                await asyncio.sleep(_GATHER_S)
+            while self._waiting:
+                await self._write([record for _, record in list(self._waiting)[:_BATCH]])
+
+    async def _write(self, batch: Sequence[DecisionRecord]) -> None:
+        """Writes the oldest; they stay in the buffer until they are durable."""
+        try:
+            await self._store.write(lambda connection: decisions.put(connection, batch))
+        except StoreUnavailable:
+            await asyncio.sleep(_RETRY_S)
+            return
+        except Exception:
+            _log.exception("decisions were refused by the store")
+            self._lose("refused", len(batch))
+        for _ in batch:
+            self._waiting.popleft()
+
+    def _lose(self, reason: str, n: int) -> None:
+        if n:
+            self.lost[reason] += n
