@@ -19,7 +19,7 @@ _log = logging.getLogger("demur.loop")
 
 
 class Auditor:
-    """Draws decisions and keeps those drawn. `withdrawn` says of a task whether its certificate is."""
+    """Draws decisions and keeps those drawn."""
 
     def __init__(
         self,
@@ -27,13 +27,13 @@ class Auditor:
         *,
         due_days: float,
         max_unaudited: int,
-        withdrawn: Callable[[str], bool] = lambda _: False,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self._store = store
         self._due = timedelta(days=due_days)
         self._max_unaudited = max_unaudited
-        self._withdrawn = withdrawn
+        #: Says of a task whether its certificate is withdrawn.
+        self.withdrawn: Callable[[str], bool] = lambda _task: False
         self._clock = clock
         self._down_since: float | None = None
         #: Decisions taken since audits could no longer be kept.
@@ -42,7 +42,7 @@ class Auditor:
     def draw(self, decision_id: str, task: Task, verdict: Verdict) -> Draw:
         """Whether to audit: at the verdict's rate, or at one rate for all (the largest) without a certificate."""
         rates = {Verdict.TRUST: task.audit.trust, Verdict.REVIEW: task.audit.review, Verdict.DEFER: task.audit.defer}
-        rate = max(rates.values()) if self._withdrawn(task.name) else rates[verdict]
+        rate = max(rates.values()) if self.withdrawn(task.name) else rates[verdict]
         u = self._store.u(decision_id)
         return Draw(u, rate, drawn=u < rate)
 

@@ -34,13 +34,11 @@ _log = logging.getLogger("demur.loop")
 class Loop:
     """What the wires and the decider use of the store. Owned by one event loop; `start` and `aclose` it there."""
 
-    def __init__(self, store: Store, settings: Settings, *, withdrawn: Callable[[str], bool] = lambda _: False) -> None:
+    def __init__(self, store: Store, settings: Settings) -> None:
         self.store = store
         self.settings = settings
         self.log = DecisionLog(store, capacity=settings.log_buffer)
-        self.auditor = Auditor(
-            store, due_days=settings.audit_days, max_unaudited=settings.max_unaudited, withdrawn=withdrawn
-        )
+        self.auditor = Auditor(store, due_days=settings.audit_days, max_unaudited=settings.max_unaudited)
         #: Told of a stored label: its task and source.
         self.count_feedback: Callable[[str, str | None], None] = lambda _task, _source: None
         #: Awaited before labels are acknowledged, so that what follows from them holds from the next decision on.

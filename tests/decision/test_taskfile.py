@@ -10,6 +10,7 @@ import yaml
 from demur.decision.errors import TaskFileError
 from demur.decision.question import Option
 from demur.decision.task import (
+    AuditSpec,
     DecisionSpec,
     LengthHandling,
     Mode,
@@ -62,6 +63,9 @@ examples:
   - 1
 explain: false
 log_inputs: true
+audit: {trust: 0.25, defer: 0.375}
+show_audit: true
+double_label: 0.125
 """
 
 
@@ -109,6 +113,9 @@ def test_a_full_task_says_everything():
         examples=("a rose", "1"),
         explain=False,
         log_inputs=True,
+        audit=AuditSpec(trust=0.25, review=0.01, defer=0.375),
+        show_audit=True,
+        double_label=0.125,
         content_hash=task.content_hash,
     )
 
@@ -304,6 +311,9 @@ def test_the_hash_covers_everything_else():
         "a rose": "a tulip",
         "explain: false": "explain: true",
         "log_inputs: true": "log_inputs: false",
+        "trust: 0.25": "trust: 0.26",
+        "show_audit: true": "show_audit: false",
+        "0.125": "0.126",
     }
     hashes = {parse(base).content_hash}
     for old, new in changes.items():

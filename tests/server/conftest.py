@@ -14,6 +14,7 @@ from demur.decision.question import Option, Question
 from demur.decision.task import DecisionSpec, PolicySpec, Task
 from demur.server.app import Application, create_app
 from demur.server.lifecycle import Lifecycle
+from demur.server.loop.loop import Loop
 from demur.server.registry import Registry
 from demur.server.services import ServedModel
 from demur.server.settings import Settings
@@ -49,16 +50,24 @@ class Rig:
 
 
 @pytest.fixture
-def rig() -> Callable[..., Rig]:
+def rig() -> Iterator[Callable[..., Rig]]:
+    loops: list[Loop] = []
+
     def build(*, ready: bool = True, extra_routes: Any = (), **settings: Any) -> Rig:
         stub, lifecycle, registry = StubDecider(), Lifecycle(), Registry(TASKS)
         if ready:
             lifecycle.ready()
         model = ServedModel("stub-model", "A stub.", "2026-01-31", aliases=("other-name",))
-        app = create_app(stub, registry, Settings(**settings), lifecycle, model, extra_routes=extra_routes)
+        known = Settings(**settings)
+        loop = Loop.open(known)
+        if loop is not None:
+            loops.append(loop)
+        app = create_app(stub, registry, known, lifecycle, model, loop=loop, extra_routes=extra_routes)
         return Rig(app, stub, lifecycle, registry)
 
-    return build
+    yield build
+    for loop in loops:
+        loop.store.close()
 
 
 @pytest.fixture
