@@ -1,12 +1,14 @@
 """Closed-loop callers in a process of their own, so that they take nothing from the process that they measure.
 
-Each caller holds one connection and sends its next request when it has the answer to the last. Requests are built
-beforehand and answers are parsed afterwards, since both arms share their cores with this process.
+Each caller holds one connection and sends its next request when it has the answer to the last, until the time is over
+or, where none is given, until all requests are answered. Requests are built beforehand and answers are parsed
+afterwards, since both arms share their cores with this process.
 
     python -m benchmarks.serving.load < JOB.json
 """
 
 import json
+import math
 import socket
 import subprocess
 import sys
@@ -19,13 +21,13 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """`callers` send `bodies` to a local server, each body once, until `seconds` are over."""
+    """`callers` send `bodies` to a local server, each once: until `seconds` are over, or all of them."""
 
     port: int
     path: str
     bodies: list[str]
     callers: int
-    seconds: float
+    seconds: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,7 @@ class Burst:
         return len(self.answers) / self.seconds
 
 
-def drive(port: int, path: str, bodies: Sequence[Any], *, callers: int, seconds: float) -> Burst:
+def drive(port: int, path: str, bodies: Sequence[Any], *, callers: int, seconds: float | None = None) -> Burst:
     """Runs a job in another process. Raises RuntimeError when a request is not answered with 200."""
     job = Job(port, path, [json.dumps(body) for body in bodies], callers, seconds)
     done = subprocess.run(
@@ -51,7 +53,7 @@ def drive(port: int, path: str, bodies: Sequence[Any], *, callers: int, seconds:
         capture_output=True,
         text=True,
         check=False,
-        timeout=seconds + 300,
+        timeout=(seconds or 0) + 300,
     )
     if done.returncode:
         raise RuntimeError(done.stderr.strip().splitlines()[-1])
@@ -110,14 +112,15 @@ def _run(job: Job) -> Burst:
                     latencies.append(time.perf_counter() - start)
                     answers.append(answer)
             except StopIteration:
-                faults.append(RuntimeError("ran out of requests: give more of them, or less time"))
+                if job.seconds is not None:
+                    faults.append(RuntimeError("ran out of requests: give more of them, or less time"))
             except Exception as fault:  # to be raised by the main thread
                 faults.append(fault)
 
     threads = [threading.Thread(target=call) for _ in range(job.callers)]
     for thread in threads:
         thread.start()
-    end[0] = time.perf_counter() + job.seconds
+    end[0] = math.inf if job.seconds is None else time.perf_counter() + job.seconds
     barrier.wait()
     start = time.perf_counter()
     for thread in threads:

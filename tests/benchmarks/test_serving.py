@@ -41,6 +41,11 @@ def test_callers_send_every_body_at_most_once(echo: int) -> None:
     assert burst.rate == len(numbers) / burst.seconds
 
 
+def test_a_burst_without_a_time_answers_every_body(echo: int) -> None:
+    burst = drive(echo, "/echo", [{"number": number} for number in range(50)], callers=8)
+    assert sorted(answer["number"] for answer in burst.answers) == list(range(50))
+
+
 @pytest.mark.parametrize(("path", "bodies", "message"), [("/other", 9, "422"), ("/echo", 3, "ran out of requests")])
 def test_a_burst_that_measures_nothing_is_an_error(echo: int, path: str, bodies: int, message: str) -> None:
     with pytest.raises(RuntimeError, match=message):
