@@ -20,6 +20,6 @@ if [ "$flavour" = cpu ]; then
   install --no-deps ${TORCH_INDEX_URL:+--extra-index-url "$TORCH_INDEX_URL"} -r requirements.lock
   install --no-deps --no-build-isolation .
 else
-  install ".[gpu]"
+  install ".[gpu,postgres]"
 fi
 cd / && "$target/bin/python" -c "import demur.clients, demur.server"

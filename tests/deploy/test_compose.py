@@ -34,8 +34,8 @@ def test_every_mounted_file_of_the_repository_exists():
 
 def test_no_password_is_shipped():
     text = (ROOT / "docker-compose.yml").read_text()
-    for line in re.findall(r".*(?:PASSWORD|KEYS?):.*", text):
-        assert re.search(r":\s+\$\{", line), line
+    for line in re.findall(r".*(?:PASSWORD|KEYS?|_URL):.*", text):
+        assert re.search(r":\s+\$\{|:\$\{POSTGRES_PASSWORD:\?", line), line
 
 
 def test_prometheus_scrapes_every_server_with_the_key_that_they_take():
@@ -56,3 +56,13 @@ def test_every_setting_that_is_set_exists():
     known = {PREFIX + name.upper() for name in Settings.model_fields} | FOREIGN
     for name, service in SERVERS.items():
         assert set(service["environment"]) <= known, name
+
+
+def test_decisions_are_kept_in_the_database_beside_the_server():
+    database = COMPOSE["services"]["postgres"]
+    assert "ports" not in database
+    for service in SERVERS.values():
+        url = service["environment"]["DEMUR_STORE_URL"]
+        user, password = database["environment"]["POSTGRES_USER"], database["environment"]["POSTGRES_PASSWORD"]
+        assert url == f"postgresql+psycopg://{user}:{password}@postgres/{user}"
+        assert service["depends_on"] == {"postgres": {"condition": "service_healthy"}}

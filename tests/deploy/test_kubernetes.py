@@ -82,6 +82,8 @@ def test_mounts_and_keys_name_what_is_there():
     named = [variable["value"] for name, variable in environment.items() if name.endswith("_FILE")]
     assert set(named) == set(files), "every key file is read, and every file that is read is there"
     references = [variable["valueFrom"]["secretKeyRef"] for variable in environment.values() if "valueFrom" in variable]
+    assert [one["key"] for one in references if one.get("optional")] == ["store-url"]
+    references = [reference for reference in references if not reference.get("optional")]
     (endpoint,) = manifest("podmonitor.yaml")["spec"]["podMetricsEndpoints"]
     references.append(endpoint["authorization"]["credentials"])
     assert {reference["name"] for reference in references} == {SECRET["metadata"]["name"]}
