@@ -55,6 +55,7 @@ from demur.calibration.policy import (
     budget_threshold,
     certified,
     cheapest,
+    cheapest_one,
     expected_cost,
     fixed_thresholds,
 )
@@ -142,6 +143,7 @@ __all__ = [
     "certify_slices",
     "certify_verdicts",
     "cheapest",
+    "cheapest_one",
     "classwise_calibration_error",
     "confidence_noise_band",
     "debiased_calibration_error",

@@ -34,6 +34,12 @@ def reaches(score: float, threshold: float) -> bool:
     return round(scaled) / _STEPS >= threshold
 
 
+def on_grid_one(score: float) -> float:
+    """`on_grid` of one number: the same arithmetic without arrays, for serving. NaN and infinities stay."""
+    scaled = score * _STEPS
+    return round(scaled) / _STEPS if -_EXACT < scaled < _EXACT else score
+
+
 def threshold_below(score: ArrayLike) -> NDArray[np.float64]:
     """The loosest threshold that a score of this value still reaches: half a step below its grid point."""
     return np.round(on_grid(score) - STEP / 2, DIGITS + 1)

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from demur.calibration.certificate import Certificate
 from demur.calibration.errors import PolicyError
-from demur.calibration.grid import is_trusted, on_grid, threshold_above, threshold_below
+from demur.calibration.grid import is_trusted, on_grid, on_grid_one, threshold_above, threshold_below
 
 Rule = Literal["fixed_thresholds", "certified", "expected_cost", "budget"]
 TRUST, REVIEW, DEFER = 0, 1, 2
@@ -111,6 +111,16 @@ def cheapest(costs: ArrayLike) -> NDArray[np.int8]:
     On the grid, as scores are, so that noise does not choose between equals; of these the more careful one.
     """
     return np.asarray(2 - np.argmin(on_grid(costs)[:, ::-1], axis=1), dtype=np.int8)
+
+
+def cheapest_one(trust: float, review: float, defer: float) -> int:
+    """`cheapest` of one decision, without arrays, for serving. A NaN is no reason to trust."""
+    costs = [on_grid_one(cost) for cost in (defer, review, trust)]
+    best = 0
+    for index in (1, 2):
+        if costs[index] < costs[best]:
+            best = index
+    return 2 - best
 
 
 def budget_threshold(reference: ArrayLike, to_people: float) -> float:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from math import inf
 
-from demur.calibration import PolicyError, budget_threshold, cheapest, reaches
+from demur.calibration import PolicyError, budget_threshold, cheapest_one, reaches
 from demur.decision.task import PolicyKind, PolicySpec, ReadoutKind, Scale
 from demur.server.calibrated import Applied, Calibrated, min_label_mass, policy_hash
 from demur.server.guarantee import Guarantee, statement
@@ -170,8 +170,7 @@ def _cost(policy: PolicySpec, evidence: Evidence) -> _Ruled:
         raise PolicyError("a cost policy without its costs")
     # A policy's costs were checked when it was read, and a distribution comes from the calibrator.
     trust = float(applied.probabilities @ policy.cost[applied.index])
-    code = cheapest([[trust, policy.review_price, policy.defer_price]])[0]
-    return _Ruled(_BY_COST[code], Reason.LEAST_EXPECTED_COST)
+    return _Ruled(_BY_COST[cheapest_one(trust, policy.review_price, policy.defer_price)], Reason.LEAST_EXPECTED_COST)
 
 
 def _budget(policy: PolicySpec, evidence: Evidence) -> _Ruled:

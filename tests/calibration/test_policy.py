@@ -11,6 +11,8 @@ from demur.calibration import (
     certified,
     certify,
     certify_verdicts,
+    cheapest,
+    cheapest_one,
     expected_cost,
     fixed_thresholds,
     is_trusted,
@@ -53,6 +55,19 @@ def test_expected_cost_takes_the_cheapest():
     assert ruling.rule == "expected_cost"
     cheap_fallback = expected_cost(probabilities, decision, cost, review_price=0.5, defer_price=0.5)
     assert cheap_fallback.verdicts == ["trust", "defer", "trust", "defer"]
+
+
+# Differences below, at and above half a step of the grid, where rounding decides.
+_COST = st.one_of(st.sampled_from([0.5, 0.5 + 4e-7, 0.5 + 5e-7, 0.5 + 1e-6]), st.floats(0, 1e9))
+
+
+@given(_COST, _COST, _COST)
+def test_one_decision_costs_what_it_costs_among_many(trust, review, defer):
+    assert cheapest_one(trust, review, defer) == cheapest([[trust, review, defer]])[0]
+
+
+def test_a_cost_that_is_nan_is_not_trusted():
+    assert cheapest_one(float("nan"), 0.5, 1.0) != 0
 
 
 @pytest.mark.parametrize(
