@@ -1,0 +1,102 @@
+"""The search behind `examples/tasks/voice_intent.yaml`: wordings and readouts, compared on the searched rows alone.
+
+Rule, settled before anything was read: of all configurations take the one with the least area under the risk-coverage
+curve of the raw top probability; then, of `LIMITS`, the highest label mass that at least 95% of the searched rows have.
+Every pair of a configuration and a limit counts into `--family` of `make bundle`. The certifying rows of
+`examples/data/voice_intent.jsonl` are not opened here.
+
+    .venv/bin/python -m benchmarks.wordings        # 5 minutes on two cores
+"""
+
+import argparse
+import asyncio
+import itertools
+from pathlib import Path
+
+import numpy as np
+
+from demur.calibration import risk_coverage
+from demur.decision.question import Option, Question
+from demur.decision.task import DecisionSpec, LengthHandling, PromptLayout, ReadoutKind, ReadoutSpec, Task
+from demur.server.decide import DecidePipeline
+from demur.server.engines.vllm_engine import VllmEngine, VllmSettings
+from demur.server.evaluation import raw_probabilities
+from demur.server.labelled import read_labelled
+from demur.server.readers import PipelineReader
+from demur.server.readings import read_rows
+
+OPTIONS = ("timer", "spelling", "currency", "hotel", "restaurant", "shopping", "taxi", "calories")
+LIMITS = (1e-4, 0.01, 0.02, 0.05, 0.1, 0.2)
+#: What one would say to each skill, by its name; none of these is a row.
+FIRST = {
+    "hotel": "find me a room in lisbon for friday night",
+    "timer": "tell me when ten minutes are over",
+    "calories": "how much energy does a bowl of rice have",
+    "taxi": "get me a ride home from the station",
+    "spelling": "how many ls are in parallel",
+    "shopping": "we are out of milk, put it on the list",
+    "currency": "what are 20 francs in dollars",
+    "restaurant": "book dinner for four at the new thai place",
+}
+SECOND = {
+    "spelling": "with which letters do i write necessary",
+    "restaurant": "get us a table at the harbour grill for eight tonight",
+    "currency": "how is the krona doing against the euro",
+    "taxi": "i need a car to the theatre right now",
+    "hotel": "where can we stay in vienna from monday to thursday",
+    "calories": "is there a lot of energy in a banana",
+    "shopping": "take the onions off the list",
+    "timer": "count down ninety seconds",
+}
+
+
+def shown(opening: str, word: str, *sets: dict[str, str]) -> str:
+    """A question that shows requests with their answers."""
+    pairs = [f"Request: {said}\n{word}: {name}" for examples in sets for name, said in examples.items()]
+    return "\n".join([opening, "", *pairs])
+
+
+#: Question and the word before the answer.
+WORDINGS = {
+    "plain topic": ("Which topic is the request about?", "Topic"),
+    "plain skill": ("Which skill of the assistant handles the request?", "Skill"),
+    "topic, 8 shown": (shown("Which topic is each request about?", "Topic", FIRST), "Topic"),
+    "skill, 8 shown": (shown("Which skill of the assistant handles each request?", "Skill", FIRST), "Skill"),
+    "topic, 16 shown": (shown("Which topic is each request about?", "Topic", FIRST, SECOND), "Topic"),
+    "skill, 16 shown": (shown("Which skill of the assistant handles each request?", "Skill", FIRST, SECOND), "Skill"),
+}
+
+
+def task_of(wording: str, length: LengthHandling) -> Task:
+    text, word = WORDINGS[wording]
+    layout = PromptLayout(input_title="Request", instruction="", answer_prefix=f"{word}:")
+    question = Question(text, tuple(map(Option, OPTIONS)))
+    return Task("voice_intent", DecisionSpec(question, ReadoutSpec(ReadoutKind.TEXT, length), layout=layout))
+
+
+async def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="models/demo")
+    given = parser.parse_args()
+    engine = await VllmEngine.start(VllmSettings(model=given.model))
+    print(f"{len(WORDINGS) * len(LengthHandling) * len(LIMITS)} configurations")
+    print("| wording | lengths | accuracy | AURC | limit kept by 95% |\n|---|---|---|---|---|")
+    try:
+        pipeline = DecidePipeline(engine, max_input_tokens=engine.identity.max_model_len)
+        for wording, length in itertools.product(WORDINGS, LengthHandling):
+            task = task_of(wording, length)
+            data = read_labelled(Path("examples/data/voice_intent_searched.jsonl"), task.spec.question)
+            readings = await read_rows(PipelineReader(pipeline, task), data.rows)
+            top = raw_probabilities(readings)
+            correct = top.argmax(axis=1) == readings.labels
+            limit = max(
+                limit for limit in LIMITS if np.mean(readings.label_mass >= limit) >= 0.95 or limit == LIMITS[0]
+            )
+            area = risk_coverage(top.max(axis=1), correct).aurc
+            print(f"| {wording} | {length} | {correct.mean():.3f} | {area:.5f} | {limit:g} |", flush=True)
+    finally:
+        await engine.aclose()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
