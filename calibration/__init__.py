@@ -21,6 +21,7 @@ from demur.calibration.certify_growing import GrowingCertification
 from demur.calibration.certify_parts import (
     SliceCertificates,
     VerdictCertificates,
+    certify_slice_verdicts,
     certify_slices,
     certify_verdicts,
     most_slices,
@@ -140,6 +141,7 @@ __all__ = [
     "calibrator_from_json",
     "certified",
     "certify",
+    "certify_slice_verdicts",
     "certify_slices",
     "certify_verdicts",
     "cheapest",

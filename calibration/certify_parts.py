@@ -39,11 +39,7 @@ def certify_verdicts(
 
     Arguments and errors as `certify`, which takes `options`; CertificateError too if `beta` is not above `alpha`.
     """
-    check_level("alpha", alpha)
-    check_level("beta", beta)
-    check_level("delta", delta)
-    if beta <= alpha:
-        raise CertificateError(f"beta is {beta}, but must be above alpha, which is {alpha}")
+    check_chains(alpha, beta, delta)
     half = delta / 2
     return VerdictCertificates(
         certify(score, correct, alpha=alpha, delta=half, unlabelled=unlabelled, claim="trusted", **options),
@@ -63,6 +59,37 @@ class SliceCertificates:
         """The loosest certified threshold of a slice; None (defer) for a slice without one or never seen."""
         certificate = self.slices.get(value)
         return None if certificate is None else certificate.threshold
+
+
+def certify_slice_verdicts(
+    score: ArrayLike,
+    correct: ArrayLike,
+    slices: ArrayLike,
+    *,
+    alpha: float = 0.05,
+    beta: float = 0.30,
+    delta: float = 0.05,
+    **options: Any,
+) -> dict[str, VerdictCertificates]:
+    """Both chains of a verdict for every slice; all of them hold together at confidence `1 - delta`.
+
+    Each chain has `delta/2` and parts it among the slices. Arguments and errors as `certify_slices`, which takes
+    `options`; CertificateError too if `beta` is not above `alpha`.
+    """
+    check_chains(alpha, beta, delta)
+    half = delta / 2
+    trusted = certify_slices(score, correct, slices, alpha=alpha, delta=half, **options, claim="trusted").slices
+    rest = certify_slices(score, correct, slices, alpha=beta, delta=half, **options, claim="not_deferred").slices
+    return {value: VerdictCertificates(trusted[value], rest[value]) for value in trusted}
+
+
+def check_chains(alpha: float, beta: float, delta: float) -> None:
+    """CertificateError unless all lie between 0 and 1 and `beta` is above `alpha`."""
+    check_level("alpha", alpha)
+    check_level("beta", beta)
+    check_level("delta", delta)
+    if beta <= alpha:
+        raise CertificateError(f"beta is {beta}, but must be above alpha, which is {alpha}")
 
 
 def most_slices(n: int, alpha: float = 0.05, delta: float = 0.05) -> int:

@@ -68,6 +68,7 @@ class Ask(TypedDict, total=False):
     options : its 2 to 255 options in order: names, or names mapped to descriptions.
     readout : of an inline question: labels are letters, or the options' own text.
     thought : of an inline question: budget and sampling in reasoned mode.
+    slice : the slice of a registered task's traffic, for inputs that do not name their own.
     truncation : of an inline question: refuse an input that does not fit, or keep its head or its tail.
     mode : decide at once (`direct`) or after a bounded thought (`reasoned`); the task's own mode if not given.
     policy : thresholds that tighten the task's.
@@ -81,6 +82,7 @@ class Ask(TypedDict, total=False):
     options: Sequence[str] | Mapping[str, str | None]
     readout: Literal["letter", "text"]
     thought: Thought
+    slice: str
     truncation: Literal["refuse", "head", "tail"]
     mode: Literal["direct", "reasoned"]
     policy: Policy

@@ -63,6 +63,7 @@ class Certificate(AnswerModel):
     attempt: int | None = None
     issued_at: str | None = None
     expires_at: str | None = None
+    slice: str | None = None
 
 
 class TaskCalibration(AnswerModel):

@@ -3,8 +3,9 @@
     {"input": "wake me at six", "label": "alarm"}
     {"id": "17", "input": {"subject": "..."}, "label": "no", "group": "customer 8"}
 
-`question` and `options` stand in a row only where they differ from row to row; `meta` may hold anything. All faults of
-a file are reported together. Rows with the same content are kept once.
+`question` and `options` stand in a row only where they differ from row to row, `slice` where a task has slices and the
+input does not name its own; `meta` may hold anything. All faults of a file are reported together. Rows with the same
+content are kept once.
 """
 
 import hashlib
@@ -18,8 +19,9 @@ from demur.decision.canonical import canonical_text
 from demur.decision.errors import DataFileError
 from demur.decision.question import MAX_OPTIONS, MIN_OPTIONS, Option, Question
 from demur.decision.rowhash import row_hash
+from demur.decision.slices import slice_of
 
-_KEYS = frozenset({"id", "input", "label", "question", "options", "group", "meta"})
+_KEYS = frozenset({"id", "input", "label", "question", "options", "group", "slice", "meta"})
 _MOST_FAULTS = 20
 
 
@@ -28,7 +30,7 @@ class LabelledRow:
     """One row: `text` as the model reads it, `label` the index of an option (None in unlabelled data).
 
     `own` is the row's own question, None where it is the task's. `unit` is what counts as one piece of evidence: the
-    group, or the row itself.
+    group, or the row itself. `slice` is given where the task has slices.
     """
 
     line: int
@@ -38,6 +40,7 @@ class LabelledRow:
     id: str | None = None
     group: str | None = None
     own: Question | None = None
+    slice: str | None = None
 
     @property
     def unit(self) -> str:
@@ -69,20 +72,29 @@ class _Fault(ValueError):
     """What is wrong with one row."""
 
 
-def read_labelled(path: Path, question: Question, *, labelled: bool = True) -> LabelledData:
+def read_labelled(
+    path: Path, question: Question, *, labelled: bool = True, slice_by: str | None = None
+) -> LabelledData:
     """The rows of a file about `question`. Raises DataFileError with every fault, each with its line and value.
 
     `labelled=False` reads rows whose labels do not matter: they may be missing, and are not looked at.
+    With `slice_by`, the member of the input that names its slice, every row must have a slice.
     """
     try:
         content = path.read_bytes()
     except OSError as error:
         raise DataFileError(f"{path}: cannot be read: {error.strerror}") from None
-    return parse_labelled(content, str(path), question, labelled=labelled)
+    return parse_labelled(content, str(path), question, labelled=labelled, slice_by=slice_by)
 
 
 def parse_labelled(
-    content: bytes, name: str, question: Question, *, labelled: bool = True, drop: bool = False
+    content: bytes,
+    name: str,
+    question: Question,
+    *,
+    labelled: bool = True,
+    drop: bool = False,
+    slice_by: str | None = None,
 ) -> LabelledData:
     """`read_labelled` of content that was read already; `name` is named in faults.
 
@@ -92,7 +104,7 @@ def parse_labelled(
     faults: list[str] = []
     for line, text in _lines(content):
         try:
-            rows.append(_row(line, text, question, labelled))
+            rows.append(_row(line, text, question, labelled, slice_by))
         except _Fault as fault:
             faults.append(f"{name}:{line}: {fault}")
     kept: dict[str, LabelledRow] = {}
@@ -140,7 +152,7 @@ def _lines(content: bytes) -> Iterator[tuple[int, bytes]]:
             yield number, line
 
 
-def _row(line: int, text: bytes, question: Question, labelled: bool) -> LabelledRow:
+def _row(line: int, text: bytes, question: Question, labelled: bool, slice_by: str | None) -> LabelledRow:
     value = _value(text)
     if unknown := sorted(value.keys() - _KEYS):
         raise _Fault(f"unknown field {unknown[0]!r}; a row has {', '.join(sorted(_KEYS))}")
@@ -161,6 +173,7 @@ def _row(line: int, text: bytes, question: Question, labelled: bool) -> Labelled
         id=None if value.get("id") is None else str(value["id"]),
         group=None if group is None else str(group),
         own=own,
+        slice=_slice(value, slice_by),
     )
 
 
@@ -185,6 +198,18 @@ def _label(value: dict[str, Any], asked: Question) -> int:
     if label not in asked.names:
         raise _Fault(f"label {_shown(label)} is not an option; the options are {_listed(asked.names)}")
     return asked.names.index(label)
+
+
+def _slice(value: dict[str, Any], field: str | None) -> str | None:
+    given = value.get("slice")
+    if given is not None and not isinstance(given, str):
+        raise _Fault(f"`slice` must be a name, not {_shown(given)}")
+    found = slice_of(value.get("input"), field, given)
+    if field is not None and found is None:
+        raise _Fault(
+            f"its slice is unknown: give `{field}` in the input, or `slice` beside it, and not two that differ"
+        )
+    return found
 
 
 def _own_question(value: dict[str, Any], question: Question) -> Question | None:

@@ -154,6 +154,7 @@ class Task:
 
     `log_inputs`: inputs are stored with decisions. `show_audit`: callers are told what was drawn for audit.
     `double_label`: share of audits that two people are asked about.
+    `slice_by`: the member of the input by which traffic is parted into slices that are certified one by one.
     """
 
     name: str
@@ -166,4 +167,5 @@ class Task:
     audit: AuditSpec = field(default_factory=AuditSpec)
     show_audit: bool = False
     double_label: float = 0.0
+    slice_by: str | None = None
     content_hash: str = ""

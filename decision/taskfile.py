@@ -56,7 +56,7 @@ SUFFIXES = (".yaml", ".yml")
 
 _KEYS = (
     *("name", "description", "question", "options", "readout", "mode", "thought", "layout", "truncation"),
-    *("max_input_tokens", "policy", "examples", "explain", "log_inputs"),
+    *("max_input_tokens", "policy", "examples", "explain", "log_inputs", "slice_by"),
     *("audit", "show_audit", "double_label"),
 )
 
@@ -184,6 +184,7 @@ def _task(node: yaml.Node, faults: Faults) -> Task:
         audit=_audit(top, faults),
         show_audit=top.boolean("show_audit", default=False),
         double_label=top.number("double_label", 0, 1) or 0.0,
+        slice_by=top.text("slice_by"),
     )
     return dataclasses.replace(task, content_hash=content_hash(task))
 

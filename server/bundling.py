@@ -6,7 +6,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
-from demur.calibration import Certificate, Identity
+from demur.calibration import Certificate, Identity, VerdictCertificates
 from demur.decision.labelled import LabelledData
 from demur.decision.task import ReadoutKind, Task
 from demur.server.calibrate import Calibration
@@ -110,21 +110,35 @@ def _calibrator(calibration: Calibration) -> dict[str, Any]:
 
 
 def _certificate(calibration: Calibration, task: Task, readout: ReadoutKind) -> dict[str, Any] | None:
-    if calibration.certificates is None:
+    issued = [one for one in (calibration.certificates, *calibration.slices.values()) if one is not None]
+    if not issued:
         return None
-    trusted, rest = calibration.certificates.trusted, calibration.certificates.not_deferred
+    trusted = issued[0].trusted
     expires = trusted.expires_at
+    whole = {"trusted": None, "not_deferred": None} if calibration.slices else _chains(issued[0])
+    parted = {
+        "slice_by": task.slice_by,
+        "slices": {value: _chains(certificates) for value, certificates in calibration.slices.items()},
+    }
     return {
-        "trusted": _stored(trusted),
-        "not_deferred": _stored(rest),
+        **whole,
+        **(parted if calibration.slices else {}),
         "score": calibration.plan.score,
         "issued_at": trusted.issued_at.isoformat(),
         "expires_at": None if expires is None else expires.isoformat(),
         "policy_hash": policy_hash(task.policy, readout),
         "assumptions": list(trusted.assumptions),
-        "evidence": {"certifying_rows": trusted.n, "errors": trusted.errors, "unlabelled": trusted.unlabelled},
+        "evidence": {
+            "certifying_rows": sum(one.trusted.n for one in issued),
+            "errors": sum(one.trusted.errors for one in issued),
+            "unlabelled": sum(one.trusted.unlabelled for one in issued),
+        },
         "attempts": calibration.plan.attempt or 1,
     }
+
+
+def _chains(certificates: VerdictCertificates) -> dict[str, Any]:
+    return {"trusted": _stored(certificates.trusted), "not_deferred": _stored(certificates.not_deferred)}
 
 
 def _stored(certificate: Certificate) -> dict[str, Any]:

@@ -6,9 +6,10 @@ the units fit, anything may be fitted, and the other half certifies.
 """
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from demur.calibration import (
     CorrectnessModel,
     Selection,
     VerdictCertificates,
+    certify_slice_verdicts,
     certify_verdicts,
     select_calibrator,
 )
@@ -89,7 +91,10 @@ class Counts:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Calibration:
-    """What a bundle is made of. Held-out `probabilities` [n, K] and `p_correct` [n] are of the fitting rows."""
+    """What a bundle is made of. Held-out `probabilities` [n, K] and `p_correct` [n] are of the fitting rows.
+
+    Where the task parts its traffic, `slices` holds the certificates, by slice, and `certificates` is None.
+    """
 
     plan: Plan
     selection: Selection
@@ -101,6 +106,7 @@ class Calibration:
     p_correct: NDArray[np.float64] | None
     reference: NDArray[np.float64]
     made_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    slices: Mapping[str, VerdictCertificates] = field(default_factory=dict)
 
     @property
     def refusal(self) -> str | None:
@@ -152,26 +158,31 @@ def calibrate(
     correctness = None if selection.refusal else crossed.correctness
     nothing_fitted = correctness is None and selection.calibrator.fitted is None
     chosen, counts = _certifying(readings, certifies, mass_limit, searched, int(fits.sum()))
-    certificates = None
+    certificates, slices = None, {}
     if selection.refusal is None and counts.certifying and not (plan.route == "split" and nothing_fitted):
         score, decided = scored(readings.take(chosen), selection, correctness, plan.score)
-        others = None
+        others, their_slices = None, np.zeros(0, dtype=np.str_)
         if unlabelled is not None:
             usable = unlabelled.take(unlabelled.label_mass >= mass_limit)
             others = scored(usable, selection, correctness, plan.score)[0] if len(usable.rows) else None
-        certificates = certify_verdicts(
-            score,
-            decided == readings.labels[chosen],
-            alpha=plan.alpha,
-            beta=plan.beta,
-            delta=plan.spent,
-            unlabelled=others,
-            route=plan.route,
-            score_name=plan.score,
-            attempt=plan.attempt,
-            issued_at=made_at,
-            valid_for=timedelta(days=plan.valid_days),
-        )
+            their_slices = _slices(usable)
+        correct = decided == readings.labels[chosen]
+        promise: dict[str, Any] = {
+            "alpha": plan.alpha,
+            "beta": plan.beta,
+            "delta": plan.spent,
+            "route": plan.route,
+            "score_name": plan.score,
+            "attempt": plan.attempt,
+            "issued_at": made_at,
+            "valid_for": timedelta(days=plan.valid_days),
+        }
+        if task.slice_by is None:
+            certificates = certify_verdicts(score, correct, unlabelled=others, **promise)
+        else:
+            values = _slices(readings.take(chosen))
+            parted = None if others is None else {one: others[their_slices == one] for one in np.unique(their_slices)}
+            slices = certify_slice_verdicts(score, correct, values, unlabelled=parted, **promise)
     reference = scored(fitting, selection, correctness, "top_probability" if nothing_fitted else plan.score)[0]
     return Calibration(
         plan,
@@ -184,7 +195,13 @@ def calibrate(
         None if selection.refusal else crossed.p_correct,
         reference,
         made_at,
+        slices,
     )
+
+
+def _slices(readings: Readings) -> NDArray[np.str_]:
+    """[n], the slice of every row."""
+    return np.array([row.slice for row in readings.rows], dtype=np.str_)
 
 
 def scored(

@@ -2,7 +2,8 @@
 
     calibrator.json    {"calibrator": <Calibrator.to_json>, "correctness": <CorrectnessModel.to_json> or null}
     certificate.json   null, or {"trusted": <Certificate.to_json> or null, "not_deferred": the same, "score",
-                       "issued_at", "expires_at", "policy_hash", "assumptions", "evidence", "attempts"}
+                       "issued_at", "expires_at", "policy_hash", "assumptions", "evidence", "attempts"}; with slices
+                       "slice_by" and "slices", {value: {"trusted", "not_deferred"}}, too, and null for the whole
     reliability.svg    the diagram that GET /tasks/{name}/calibration shows; may be missing
     reference.json     {"scores": [...], ...}, the scores of the fitting rows; budgets are counted on them
 
@@ -195,8 +196,8 @@ def _check_route(
     if guarantee.score == "p_correct" and calibrator.fitted is None and correctness is None:
         raise BundleError(f"{bundle.path / 'certificate.json'}: the score is p_correct, and nothing was fitted")
     fitted = calibrator.moves_decision or guarantee.score == "p_correct"
-    for certificate in (guarantee.trusted, guarantee.not_deferred):
-        if certificate is not None and fitted and certificate.route != "split":
+    for certificate in guarantee.certificates():
+        if fitted and certificate.route != "split":
             raise BundleError(
                 f"{bundle.path / 'certificate.json'}: the decision or the score was fitted ({calibrator.kind}, "
                 f"{guarantee.score}), so only the split route certifies it"

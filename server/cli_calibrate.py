@@ -105,7 +105,7 @@ def _calibrate(
 
     task = load_task(task_file)
     question = task.spec.question
-    labelled = read_labelled(data, question)
+    labelled = read_labelled(data, question, slice_by=task.slice_by)
     require_fixed_question(labelled)
     chosen_on = None if searched is None else read_labelled(searched, question, labelled=False)
     labelled, trained_on = without(labelled, source.trained_on())
@@ -113,7 +113,8 @@ def _calibrate(
     if unlabelled is not None:
         # A row that certifies must not choose where to test.
         others, _ = without(
-            read_labelled(unlabelled, question, labelled=False), frozenset(row.hash for row in labelled.rows)
+            read_labelled(unlabelled, question, labelled=False, slice_by=task.slice_by),
+            frozenset(row.hash for row in labelled.rows),
         )
     files = [labelled, *([others] if others is not None and others.rows else [])]
     gathered = gather(task, files, source, cache=reads, concurrency=concurrency)

@@ -118,6 +118,7 @@ def _in_process(task: str, rows: list[Row], model: str, directory: Path, explain
 
 async def _run(name: str, rows: list[Row], model: str, directory: Path, explain: bool) -> AsyncIterator[Row]:
     from demur.decision.canonical import canonical_text
+    from demur.decision.slices import slice_of
     from demur.server.decide import DecidePipeline
     from demur.server.engines.vllm_engine import VllmEngine, VllmSettings
     from demur.server.errors import DemurError
@@ -133,7 +134,9 @@ async def _run(name: str, rows: list[Row], model: str, directory: Path, explain:
     try:
         pipeline = DecidePipeline(engine, max_input_tokens=engine.identity.max_model_len)
         for row in rows:
-            request = DecideRequest(task.spec, canonical_text(row["input"]), task, task.policy, explain=explain)
+            value = row["input"]
+            part = slice_of(value, task.slice_by)
+            request = DecideRequest(task.spec, canonical_text(value), task, task.policy, explain=explain, slice=part)
             try:
                 yield answer_members(await pipeline.decide(request))
             except DemurError as error:

@@ -105,7 +105,7 @@ class DecidePipeline:
                     f"context has {self._context}"
                 )
             if bundles and task.name in bundles:
-                served[task.name] = ServedBundle.of(bundles[task.name], prompt, self.engine.identity)
+                served[task.name] = ServedBundle.of(bundles[task.name], prompt, self.engine.identity, task.slice_by)
         return Prepared(compiled, served)
 
     async def adopt(self, prepared: Prepared) -> None:
@@ -118,7 +118,7 @@ class DecidePipeline:
     def serve_bundle(self, task: Task, bundle: Calibrated) -> ServedBundle:
         """Serves a registered task with this bundle from now on. A bundle that does not fit makes it defer."""
         compiled = self._registered.get(task.spec) or self._new(task.spec)
-        served = ServedBundle.of(bundle, compiled.prompt, self.engine.identity)
+        served = ServedBundle.of(bundle, compiled.prompt, self.engine.identity, task.slice_by)
         self._bundles = {**self._bundles, task.name: served}
         return served
 
@@ -172,7 +172,9 @@ class DecidePipeline:
         mismatches = () if served is None else served.mismatches_of(prompt)
         calibrated = None if served is None or mismatches else served.calibrated
         applied = None if calibrated is None else calibrated.apply(readout)
-        guarantee = None if calibrated is None else calibrated.guarantee
+        guarantee = (
+            None if calibrated is None or calibrated.guarantee is None else calibrated.guarantee.of(request.slice)
+        )
         evidence = Evidence(
             readout=prompt.plan.kind,
             probability=float(readout.probabilities[readout.decision]),
@@ -181,6 +183,7 @@ class DecidePipeline:
             applied=applied,
             mismatches=mismatches,
             standing=Standing.VALID if guarantee is None else self.standing(guarantee.key),
+            slice=request.slice,
         )
         return calibrated, applied, judge(request.policy, request.override, evidence)
 

@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import lru_cache
 from typing import Any, Literal, get_args
@@ -25,6 +25,8 @@ class Guarantee:
     `key` names the certificate and what it was issued for, so that it keeps its monitor's state wherever it is served.
     `trust_at`, `answer_at`: the loosest thresholds certified for trust and for answers; None where there is none.
     `ends_at`: when the whole, or what it promises of trust, expires first.
+    `slice_by`: the field that parts traffic into `slices`, which then hold the certificates, one guarantee each;
+    `slice` is the value that such a one speaks of.
     """
 
     score: ScoreName
@@ -34,6 +36,9 @@ class Guarantee:
     issued_at: datetime
     expires_at: datetime | None
     key: str = ""
+    slice_by: str | None = None
+    slices: Mapping[str, "Guarantee"] = field(default_factory=dict)
+    slice: str | None = None
     trust_at: float | None = field(init=False)
     answer_at: float | None = field(init=False)
     ends_at: datetime | None = field(init=False)
@@ -46,8 +51,24 @@ class Guarantee:
         object.__setattr__(self, "ends_at", min((end for end in ends if end is not None), default=None))
 
     def valid(self, now: datetime) -> bool:
-        """Whether some trust is certified and has not expired at `now` (with a time zone)."""
-        return self.trust_at is not None and not self.expired(now)
+        """Whether some trust is certified, in some slice, and has not expired at `now` (with a time zone)."""
+        return (self.trust_at is not None and not self.expired(now)) or any(
+            one.valid(now) for one in self.slices.values()
+        )
+
+    def certificates(self) -> Iterator[Certificate]:
+        """All that there are, of all slices."""
+        yield from (one for one in (self.trusted, self.not_deferred) if one is not None)
+        for one in self.slices.values():
+            yield from one.certificates()
+
+    def known(self, value: str | None) -> bool:
+        """Whether a decision of this slice is spoken of at all."""
+        return self.slice_by is None or value in self.slices
+
+    def of(self, value: str | None) -> "Guarantee":
+        """What is guaranteed of a slice, with a key of its own; the whole, which promises nothing, where it is unknown."""
+        return self if value is None else self.slices.get(value, self)
 
     def expired(self, now: datetime) -> bool:
         """Whether `now` (with a time zone) is at or past the expiry."""
@@ -69,6 +90,7 @@ def statement(guarantee: Guarantee, threshold: float) -> CertificateInfo | None:
         attempt=certificate.attempt,
         issued_at=certificate.issued_at.isoformat(),
         expires_at=None if guarantee.ends_at is None else guarantee.ends_at.isoformat(),
+        slice=guarantee.slice,
     )
 
 
@@ -85,6 +107,7 @@ def guarantee_of(bundle: Bundle) -> Guarantee | None:
             "issued_at": str() as issued_at,
             "expires_at": str() | None as expires_at,
             "policy_hash": str() as policy,
+            **rest,
         } if score in get_args(ScoreName):
             pass
         case _:
@@ -99,11 +122,13 @@ def guarantee_of(bundle: Bundle) -> Guarantee | None:
             None if expires_at is None else _time(expires_at),
             _key(bundle),
         )
+        guarantee = _sliced(guarantee, rest.get("slice_by"), rest.get("slices"))
     except ValueError as error:  # CalibrationError is one
         raise BundleError(f"{file}: {error}") from None
-    for certificate, claim in ((guarantee.trusted, "trusted"), (guarantee.not_deferred, "not_deferred")):
-        if certificate is not None and (certificate.claim, certificate.score) != (claim, score):
-            raise BundleError(f"{file}: the certificate under `{claim}` is about another claim or score")
+    for one in (guarantee, *guarantee.slices.values()):
+        for certificate, claim in ((one.trusted, "trusted"), (one.not_deferred, "not_deferred")):
+            if certificate is not None and (certificate.claim, certificate.score) != (claim, score):
+                raise BundleError(f"{file}: the certificate under `{claim}` is about another claim or score")
     return guarantee
 
 
@@ -111,6 +136,24 @@ def _key(bundle: Bundle) -> str:
     """Hash of the certificate and of all that it was issued for, the calibrator left aside."""
     said: Json = [bundle.task, dict(bundle.pins), hashlib.sha256(bundle.files["certificate.json"]).hexdigest()]
     return hashlib.sha256(canonical_bytes(said)).hexdigest()[:32]
+
+
+def _sliced(whole: Guarantee, slice_by: object, slices: object) -> Guarantee:
+    """The guarantee with its slices, where there are any; a certificate of the whole is none of a slice."""
+    if slice_by is None and slices is None:
+        return whole
+    if not (isinstance(slice_by, str) and isinstance(slices, dict)) or whole.trusted or whole.not_deferred:
+        raise ValueError("`slice_by` and `slices` belong together, and leave nothing to certify of the whole")
+    parts: dict[str, Guarantee] = {}
+    for value, stored in slices.items():
+        match stored:
+            case {"trusted": dict() as trusted, "not_deferred": dict() as not_deferred, **rest} if not rest:
+                one, other = _certificate(trusted), _certificate(not_deferred)
+                key = hashlib.sha256(f"{whole.key} {value}".encode()).hexdigest()[:32]
+                parts[value] = replace(whole, trusted=one, not_deferred=other, slice=value, key=key)
+            case _:
+                raise ValueError(f"slice {value} must hold `trusted` and `not_deferred`")
+    return replace(whole, slice_by=slice_by, slices=parts)
 
 
 def _certificate(stored: Mapping[str, Any] | None) -> Certificate | None:

@@ -28,7 +28,7 @@ class Evidence:
 
     `probability` is the chosen option's raw one. `calibrated` and `applied` are given together, by a bundle that fits;
     `mismatches` names the parts of one that does not, and then they are not given. `standing` is that of the bundle's
-    certificate.
+    certificate. `slice` is that of the input.
     """
 
     readout: ReadoutKind
@@ -38,6 +38,19 @@ class Evidence:
     applied: Applied | None = None
     mismatches: tuple[str, ...] = ()
     standing: Standing = Standing.VALID
+    slice: str | None = None
+
+    @property
+    def guarantee(self) -> Guarantee | None:
+        """What the bundle guarantees of the input's slice, which is known."""
+        whole = None if self.calibrated is None else self.calibrated.guarantee
+        return None if whole is None else whole.of(self.slice)
+
+    @property
+    def unknown_slice(self) -> bool:
+        """Whether the bundle parts traffic into slices, and the input is of none that it knows."""
+        whole = None if self.calibrated is None else self.calibrated.guarantee
+        return whole is not None and not whole.known(self.slice)
 
     @property
     def confidence(self) -> float:
@@ -78,6 +91,8 @@ def judge(
     if evidence.mismatches:
         parts = ", ".join(evidence.mismatches)
         return Judgement(Verdict.DEFER, Reason.CALIBRATION_MISMATCH, rule, f"not what the bundle was made for: {parts}")
+    if evidence.unknown_slice:
+        return Judgement(Verdict.DEFER, Reason.UNKNOWN_SLICE, rule)
     override = override or PolicyOverride()
     mass = max(min_label_mass(policy, evidence.readout), override.min_label_mass or 0.0)
     if not evidence.label_mass >= mass:
@@ -87,9 +102,10 @@ def judge(
     return _dated(policy, override, evidence, ruled, now or datetime.now(UTC))
 
 
-def carried(policy: PolicySpec, calibrated: Calibrated, readout: ReadoutKind, now: datetime) -> CertificateInfo | None:
+def carried(
+    policy: PolicySpec, guarantee: Guarantee | None, readout: ReadoutKind, now: datetime
+) -> CertificateInfo | None:
     """The certificate that a policy's trusted set carries at `now`; None if that set is not on its list."""
-    guarantee = calibrated.guarantee
     threshold = _certified_threshold(policy, guarantee, readout)
     if threshold is None or guarantee is None or guarantee.expired(now):
         return None
@@ -145,7 +161,7 @@ def _fixed(policy: PolicySpec, evidence: Evidence) -> _Ruled:
 def _certified(evidence: Evidence) -> _Ruled:
     if evidence.applied is None or evidence.calibrated is None:
         return _Ruled(Verdict.REVIEW, Reason.UNCALIBRATED)
-    guarantee = evidence.calibrated.guarantee
+    guarantee = evidence.guarantee
     trust = None if guarantee is None else guarantee.trust_at
     score = evidence.applied.score
     if trust is not None and reaches(score, trust):
@@ -196,9 +212,8 @@ def _from(value: float, threshold: float | None) -> _Ruled:
 
 def _dated(policy: PolicySpec, override: PolicyOverride, evidence: Evidence, ruled: _Ruled, now: datetime) -> Judgement:
     """The judgement, with the certificate that the trusted set carries; one that is lost takes its trust along."""
-    calibrated = evidence.calibrated
-    guarantee = None if calibrated is None else calibrated.guarantee
-    if calibrated is None or guarantee is None:
+    guarantee = evidence.guarantee
+    if guarantee is None:
         return Judgement(ruled.verdict, ruled.reason, policy.rule, ruled.detail)
     trusted, tightened = ruled.verdict is Verdict.TRUST, _tightens(policy, override, evidence.readout)
     listed = _certified_threshold(policy, guarantee, evidence.readout) is not None
@@ -210,7 +225,7 @@ def _dated(policy: PolicySpec, override: PolicyOverride, evidence: Evidence, rul
         return Judgement(Verdict.REVIEW, lost.reason, policy.rule, lost.detail, guarantee=member)
     certificate = None
     if not tightened and evidence.standing is Standing.VALID:
-        certificate = carried(policy, calibrated, evidence.readout, now)
+        certificate = carried(policy, guarantee, evidence.readout, now)
     return Judgement(ruled.verdict, ruled.reason, policy.rule, ruled.detail, certificate, member)
 
 

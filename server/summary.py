@@ -1,23 +1,34 @@
 """What a calibration came to, in words for the person who has to rely on it."""
 
-from demur.calibration import Certificate, labels_needed
+from demur.calibration import Certificate, VerdictCertificates, labels_needed
 from demur.server.calibrate import Calibration
 
 
 def summary(calibration: Calibration, name: str) -> str:
     """A few lines: what may be trusted, what is deferred, how probabilities were mapped, and what it rests on."""
-    lines = [f"{name}: {_trusted(calibration)}", *_not_deferred(calibration), _fitted(calibration)]
+    if calibration.slices:
+        said = [f"{name}: certified slice by slice; shares are of a slice's decisions with enough label mass"]
+    else:
+        said = _promises(calibration, calibration.certificates, f"{name}: ", "")
+    for value, certificates in calibration.slices.items():
+        said += _promises(calibration, certificates, f"  {value}: ", f"  {value}: ")
+    lines = [*said, _fitted(calibration)]
     lines += [line for line in (_left_out(calibration), _family(calibration), _route(calibration)) if line]
     return "\n".join(lines)
 
 
-def _trusted(calibration: Calibration) -> str:
+def _promises(calibration: Calibration, certificates: VerdictCertificates | None, first: str, others: str) -> list[str]:
+    lines = [f"{others}{line}" for line in _not_deferred(calibration, certificates)]
+    return [f"{first}{_trusted(calibration, certificates)}", *lines]
+
+
+def _trusted(calibration: Calibration, certificates: VerdictCertificates | None) -> str:
     plan = calibration.plan
     if calibration.refusal:
         return f"nothing is certified and the probabilities stay as they are: {calibration.refusal}"
-    if calibration.certificates is None:
+    if certificates is None:
         return "nothing is certified: no labelled row is left to certify with"
-    certificate = calibration.certificates.trusted
+    certificate = certificates.trusted
     if certificate.threshold is None:
         return (
             f"trusts nothing: no threshold keeps the error at or below {percent(plan.alpha)} "
@@ -31,10 +42,10 @@ def _trusted(calibration: Calibration) -> str:
     )
 
 
-def _not_deferred(calibration: Calibration) -> list[str]:
-    if calibration.certificates is None:
+def _not_deferred(calibration: Calibration, certificates: VerdictCertificates | None) -> list[str]:
+    if certificates is None:
         return []
-    certificate = calibration.certificates.not_deferred
+    certificate = certificates.not_deferred
     if certificate.threshold is None:
         why = labels_needed(certificate).explanation
         return [f"no threshold keeps the error of what is not deferred at {percent(calibration.plan.beta)}; {why}"]
@@ -87,6 +98,8 @@ def _route(calibration: Calibration) -> str | None:
 def _share(calibration: Calibration, certificate: Certificate) -> float:
     """Of all decisions, those of too little label mass included, which never reach a threshold."""
     counts = calibration.counts
+    if calibration.slices:
+        return certificate.certified_coverage
     heavy = certificate.n / (certificate.n + counts.low_label_mass)
     return certificate.certified_coverage * heavy
 

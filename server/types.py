@@ -31,6 +31,7 @@ class Reason(StrEnum):
     UNCALIBRATED = "uncalibrated"
     LOW_LABEL_MASS = "low_label_mass"
     CALIBRATION_MISMATCH = "calibration_mismatch"
+    UNKNOWN_SLICE = "unknown_slice"
     CERTIFICATE_WITHDRAWN = "certificate_withdrawn"
     CERTIFICATE_STARVED = "certificate_starved"
     GUARANTEE_UNKNOWN = "guarantee_unknown"
@@ -60,6 +61,7 @@ class DecideRequest:
     """One question about one input. `task` is None for an inline question, whose policy is the safe default.
 
     `key`: id of the caller's key. `subject`: whom the input is about, so that it can be let go of by that name.
+    `slice` is the part of the task's traffic that the input belongs to, None where it is unknown or there are none.
     """
 
     spec: DecisionSpec
@@ -71,6 +73,7 @@ class DecideRequest:
     cache_salt: str | None = None
     key: str | None = None
     subject: str | None = None
+    slice: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +108,8 @@ class CalibrationInfo:
 class CertificateInfo:
     """Error among decisions with `score` from `threshold` on is at most `alpha`; the procedure errs with `delta`.
 
-    `n` certifying rows, at attempt `attempt` (None: the only one); times in ISO 8601.
+    `n` certifying rows, at attempt `attempt` (None: the only one); times in ISO 8601. `slice`: the part of the traffic
+    that it speaks of, None for all of it.
     """
 
     alpha: float
@@ -116,6 +120,7 @@ class CertificateInfo:
     attempt: int | None
     issued_at: str
     expires_at: str | None
+    slice: str | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

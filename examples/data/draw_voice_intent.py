@@ -27,10 +27,12 @@ SEARCHED = 35
 
 
 def digest(text: str) -> int:
+    """Hash of an input: it orders the rows and parts them."""
     return int.from_bytes(hashlib.sha256(f"voice_intent {text}".encode()).digest()[:8])
 
 
 def main() -> None:
+    """Writes both parts beside this file."""
     here = Path(__file__).parent
     rows = {}
     for name in sys.argv[1:]:

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from demur.calibration import CalibrationError, Certificate
+from demur.calibration import CalibrationError, Certificate, VerdictCertificates
 from demur.decision.canonical import canonical_text
 from demur.decision.errors import BundleError, DataFileError
 from demur.decision.labelled import LabelledData, LabelledRow, parse_labelled, require_fixed_question
@@ -88,7 +88,7 @@ def _rows(body: CalibrateIn, task: Task) -> LabelledData:
     """The rows by the same rules as a file's; a line is the number of a row, from 1."""
     lines = "\n".join(json.dumps(row, ensure_ascii=False) for row in body.rows)
     try:
-        data = parse_labelled(lines.encode(), "rows", task.spec.question)
+        data = parse_labelled(lines.encode(), "rows", task.spec.question, slice_by=task.slice_by)
         require_fixed_question(data)
     except DataFileError as error:
         faults = tuple(Fault(("rows",), line, "row") for line in str(error).splitlines())
@@ -122,7 +122,6 @@ async def _item(reader: RowReader, value: Any) -> dict[str, Any]:
 
 def _made(made: Made, task: Task) -> dict[str, Any]:
     calibration = made.calibration
-    certificates = calibration.certificates
     return {
         "task": task.name,
         "bundle": made.bundle.id,
@@ -131,9 +130,15 @@ def _made(made: Made, task: Task) -> dict[str, Any]:
         "calibrator": "identity" if calibration.refusal else calibration.selection.calibrator.kind,
         "n": calibration.counts.fitted,
         "certifying": calibration.counts.certifying,
-        "trusted": None if certificates is None else _certified(certificates.trusted),
-        "not_deferred": None if certificates is None else _certified(certificates.not_deferred),
+        **_chains(calibration.certificates),
+        "slices": {value: _chains(certificates) for value, certificates in calibration.slices.items()},
     }
+
+
+def _chains(certificates: VerdictCertificates | None) -> dict[str, Any]:
+    if certificates is None:
+        return {"trusted": None, "not_deferred": None}
+    return {"trusted": _certified(certificates.trusted), "not_deferred": _certified(certificates.not_deferred)}
 
 
 def _certified(certificate: Certificate) -> dict[str, Any]:

@@ -40,6 +40,7 @@ class CertificateOut(Out):
     attempt: int | None
     issued_at: str
     expires_at: str | None
+    slice: str | None = Field(description="The part of the traffic that it speaks of; null for all of it.")
 
 
 class TaskCalibrationOut(Out):
@@ -101,12 +102,20 @@ class PolicyVersionOut(Out):
     changed_by: str | None = Field(description="Id of the key; never the key.")
 
 
+class SlicePolicyOut(Out):
+    """What the policy carries for one slice."""
+
+    certificate: CertificateOut | None
+    certified_thresholds: list[float]
+
+
 class TaskPolicyOut(PolicyVersionOut):
     """The policy in force. Version 0 is the task file's."""
 
     task: str
     certificate: CertificateOut | None = Field(description="What the trusted set of this policy carries now.")
     certified_thresholds: list[float] = Field(description="On `score`; the trusted set at one of these is certified.")
+    slices: dict[str, SlicePolicyOut] = Field(description="The same by slice, where the task parts its traffic.")
     history: list[PolicyVersionOut]
 
 
@@ -160,7 +169,14 @@ class CertifiedOut(Out):
     errors: int
 
 
-class MadeOut(Out):
+class ChainsOut(Out):
+    """What was certified of one slice."""
+
+    trusted: CertifiedOut | None
+    not_deferred: CertifiedOut | None
+
+
+class MadeOut(ChainsOut):
     """The bundle that was made and is served from now on."""
 
     task: str
@@ -170,5 +186,4 @@ class MadeOut(Out):
     calibrator: str
     n: int
     certifying: int
-    trusted: CertifiedOut | None
-    not_deferred: CertifiedOut | None
+    slices: dict[str, ChainsOut] = Field(description="By slice, where the task parts its traffic.")

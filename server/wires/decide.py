@@ -14,6 +14,7 @@ from starlette.routing import Route
 
 from demur.decision.canonical import canonical_text
 from demur.decision.question import MAX_OPTIONS, Option, Question
+from demur.decision.slices import slice_of
 from demur.decision.task import (
     DecisionSpec,
     LengthHandling,
@@ -95,6 +96,8 @@ def _rules(raw: dict[str, Any], services: Services) -> Iterator[Fault]:
         for name in _INLINE:
             if raw.get(name) is not None:
                 yield Fault((name,), "a registered task has its own; leave this out", "conflict")
+    elif raw.get("slice") is not None:
+        yield Fault(("slice",), "slices are a registered task's; leave this out", "conflict")
     elif raw.get("question") is None:
         yield Fault(("task",), "missing: give task, or question and options", "missing")
     elif raw.get("options") is None:
@@ -145,6 +148,8 @@ def _requests(body: DecideIn, services: Services, request: Request) -> list[Deci
     policy = PolicySpec() if task is None else services.policies.of(task)
     if task is not None and body.explain and not task.explain:
         require_none([Fault(("explain",), "this task does not show its thoughts", "not_allowed")])
+    if task is not None and body.slice is not None and task.slice_by is None:
+        require_none([Fault(("slice",), "this task has no slices", "not_allowed")])
     if body.mode is not None and body.mode != spec.mode:
         spec = replace(spec, mode=Mode(body.mode))
         # The task's thresholds were chosen for its own mode: nothing else is trusted by them.
@@ -154,7 +159,8 @@ def _requests(body: DecideIn, services: Services, request: Request) -> list[Deci
     caller: Caller = request.state.caller
     salt = services.cache_salt(request)
     first = DecideRequest(spec, "", task, policy, override, body.explain, salt, caller.key_id, body.subject)
-    return [replace(first, input=canonical_text(value)) for value in inputs]
+    field = None if task is None else task.slice_by
+    return [replace(first, input=canonical_text(value), slice=slice_of(value, field, body.slice)) for value in inputs]
 
 
 def find_task(name: str, services: Services) -> Task:

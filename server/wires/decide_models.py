@@ -97,7 +97,12 @@ _ALTERNATIVES: dict[str, Any] = {
                 },
                 {
                     "required": ["question", "options"],
-                    "properties": {"task": _NULL, "question": {"type": "string"}, "options": {"type": "array"}},
+                    "properties": {
+                        "task": _NULL,
+                        "slice": _NULL,
+                        "question": {"type": "string"},
+                        "options": {"type": "array"},
+                    },
                 },
             ]
         },
@@ -128,6 +133,9 @@ class DecideIn(Strict):
     )
     input: JsonInput = None
     inputs: Annotated[list[JsonInput], Field(min_length=1)] | None = Field(None, description="A batch of inputs.")
+    slice: Text | None = Field(
+        None, description="The slice of a task's traffic, for inputs that do not name their own."
+    )
     mode: Literal["direct", "reasoned"] | None = Field(None, description="Decide at once, or after a thought.")
     policy: PolicyIn | None = None
     explain: bool = Field(False, description="Answer with the thought, where there is one.")

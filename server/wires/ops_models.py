@@ -68,3 +68,4 @@ class TaskOut(_TaskHead):
     audit: dict[str, float]
     show_audit: bool
     double_label: float
+    slice_by: str | None = Field(description="The member of the input that parts traffic into slices.")

@@ -15,6 +15,7 @@ from demur.decision.task import PolicyKind, PolicySpec, Scale, Task
 from demur.server.auth import Caller, admin_only
 from demur.server.bundles import ServedBundle
 from demur.server.errors import BadRequest, Fault, Invalid, NotFound
+from demur.server.guarantee import Guarantee
 from demur.server.live_policies import PolicyVersion, policy_members
 from demur.server.policy import carried
 from demur.server.services import Services
@@ -146,18 +147,25 @@ def _policy(task: Task, services: Services) -> Response:
     served = services.tasks.bundles.get(task.name)
     calibrated = None if served is None or served.mismatches else served.calibrated
     guarantee = None if calibrated is None else calibrated.guarantee
-    certificate = None
-    if calibrated is not None and served is not None:
-        certificate = carried(version.policy, calibrated, served.readout, datetime.now(UTC))
-    trusted = None if guarantee is None else guarantee.trusted
+    slices = {} if guarantee is None else guarantee.slices
     body = {
         "task": task.name,
         **_version(version),
-        "certificate": None if certificate is None else asdict(certificate),
-        "certified_thresholds": [] if trusted is None else list(trusted.thresholds),
+        **_certified(version.policy, guarantee, served),
+        "slices": {value: _certified(version.policy, one, served) for value, one in slices.items()},
         "history": [_version(one) for one in services.policies.history(task)],
     }
     return json_reply(body, headers={"ETag": f'"{version.version}"'})
+
+
+def _certified(policy: PolicySpec, guarantee: Guarantee | None, served: ServedBundle | None) -> dict[str, Any]:
+    if guarantee is None or served is None:
+        return {"certificate": None, "certified_thresholds": []}
+    certificate = carried(policy, guarantee, served.readout, datetime.now(UTC))
+    return {
+        "certificate": None if certificate is None else asdict(certificate),
+        "certified_thresholds": [] if guarantee.trusted is None else list(guarantee.trusted.thresholds),
+    }
 
 
 def _version(version: PolicyVersion) -> dict[str, Any]:

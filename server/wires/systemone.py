@@ -12,15 +12,17 @@ from starlette.routing import Route
 
 from demur.decision.canonical import canonical_text
 from demur.decision.question import Option, Question
-from demur.decision.task import DecisionSpec
+from demur.decision.slices import slice_of
+from demur.decision.task import DecisionSpec, Task
 from demur.server.auth import Caller
 from demur.server.errors import DemurError, Fault, Invalid, MalformedBody, NotFound
 from demur.server.problems import error_headers
 from demur.server.services import ServedModel, Services
 from demur.server.types import DecideRequest, Decision
+from demur.server.wires.decide import find_task
 from demur.server.wires.faults import require_none
 from demur.server.wires.reply import json_reply
-from demur.server.wires.systemone_models import Choice, Noul, Score, SystemOneIn
+from demur.server.wires.systemone_models import Choice, Noul, Registered, Score, SystemOneIn
 
 SYSTEMONE, MODELS = "/v1/systemone", "/v1/models"
 
@@ -42,18 +44,11 @@ def routes(services: Services) -> list[Route]:
             body = parse(await services.read(request), services)
             salt = services.cache_salt(request)
             caller: Caller = request.state.caller
-            asked = {qid: _Asked.of(question, qid) for qid, question in body.questions.items()}
-            state = canonical_text(body.state)
+            asked = {qid: _Asked.of(question, qid, services) for qid, question in body.questions.items()}
+            requests = [one.request(body.state, services, salt, caller.key_id) for one in asked.values()]
             work.watch(request.receive)
             with services.admission.places(len(asked)):
-                decisions = await _decide_all(
-                    [
-                        DecideRequest(DecisionSpec(one.question), state, cache_salt=salt, key=caller.key_id)
-                        for one in asked.values()
-                    ],
-                    list(asked.values()),
-                    services,
-                )
+                decisions = await _decide_all(requests, list(asked.values()), services)
         return json_reply(_answer(asked, decisions))
 
     models_body = _models(services.model)
@@ -114,31 +109,51 @@ def _oversized(questions: Any, services: Services) -> Iterator[Fault]:
 class _Asked:
     """A question of the contract, what is asked of the model for it, and how its answer is rendered.
 
-    `path` and `keys` lead from the question's options back to the body, for faults that the decider finds.
+    `path` and `keys` lead from the question's options back to the body, for faults that the decider finds. `task` is
+    given where a registered one is asked, and `slice` where the body says it.
     """
 
-    question: Question
+    spec: DecisionSpec
     render: Callable[[Decision], dict[str, Any]]
     path: tuple[str | int, ...]
     keys: tuple[str | int, ...]
+    task: Task | None = None
+    slice: str | None = None
 
     @classmethod
-    def of(cls, asked: Noul | Choice | Score, qid: str) -> "_Asked":
+    def of(cls, asked: Noul | Choice | Score | Registered, qid: str, services: Services) -> "_Asked":
+        """Raises `NotFound` for a task that is not registered, `Invalid` for a slice where it has none."""
+        if isinstance(asked, Registered):
+            task = find_task(asked.task, services)
+            if asked.slice is not None and task.slice_by is None:
+                require_none([Fault(("questions", qid, asked.type, "slice"), "this task has no slices", "not_allowed")])
+            keys = tuple(range(len(task.spec.question.options)))
+            return cls(task.spec, _choice, ("questions", qid, asked.type, "task"), keys, task, asked.slice)
         path = ("questions", qid, asked.type, "criteria")
         if isinstance(asked, Noul):
             yes, no = (asked.criteria.true, asked.criteria.false) if asked.criteria else (None, None)
             options: tuple[Option, ...] = (Option("Yes", _text(yes)), Option("No", _text(no)))
             text = _text(asked.instructions) or "Does the input meet the description of Yes, or that of No?"
-            return cls(Question(text, options), _noul, path, ("true", "false"))
+            return cls(DecisionSpec(Question(text, options)), _noul, path, ("true", "false"))
         if isinstance(asked, Choice):
             options = tuple(Option(name, _text(what)) for name, what in asked.criteria.items())
             text = _text(asked.instructions) or "Which option fits the input best?"
-            return cls(Question(text, options), _choice, path, tuple(asked.criteria))
+            return cls(DecisionSpec(Question(text, options)), _choice, path, tuple(asked.criteria))
         # Levels are named by number: that keeps the order visible, and two levels may read the same.
         options = tuple(Option(str(level), _text(what)) for level, what in enumerate(asked.criteria))
         text = _text(asked.instructions) or "Which level fits the input best?"
         legend = {str(level): what for level, what in enumerate(asked.criteria)}
-        return cls(Question(text, options), lambda decision: _score(decision, legend), path, tuple(range(len(options))))
+        spec = DecisionSpec(Question(text, options))
+        return cls(spec, lambda decision: _score(decision, legend), path, tuple(range(len(options))))
+
+    def request(self, state: Any, services: Services, cache_salt: str | None, key: str | None) -> DecideRequest:
+        """What the decider is asked about a state."""
+        text = canonical_text(state)
+        if self.task is None:
+            return DecideRequest(self.spec, text, cache_salt=cache_salt, key=key)
+        part = slice_of(state, self.task.slice_by, self.slice)
+        policy = services.policies.of(self.task)
+        return DecideRequest(self.spec, text, self.task, policy, cache_salt=cache_salt, key=key, slice=part)
 
     def place(self, error: Invalid) -> Invalid:
         """The decider's faults, which speak of `options[i]`, with their paths in the body."""
@@ -195,8 +210,10 @@ def _answer(asked: dict[str, _Asked], decisions: Sequence[Decision]) -> dict[str
 def _extras(decision: Decision) -> dict[str, Any]:
     return {
         "id": decision.id,
+        "task": None if decision.request.task is None else decision.request.task.name,
         "verdict": decision.verdict,
         "reason": decision.reason,
+        "reason_detail": decision.reason_detail,
         "p_correct": decision.p_correct,
         "score": decision.score,
         "calibration": None if decision.calibration is None else asdict(decision.calibration),

@@ -72,7 +72,18 @@ class Score(Lenient):
     criteria: Annotated[list[Structured], Field(min_length=2, max_length=MAX_LEVELS)]
 
 
-AnyQuestion = Annotated[Noul | Choice | Score, Field(discriminator="type")]
+class Registered(BaseModel):
+    """Demur's extension of the contract: a registered task, which brings its own question and calibration."""
+
+    # As for criteria, nothing unknown is ignored: instructions here would silently not count.
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, hide_input_in_errors=True)
+
+    type: Literal["task"]
+    task: Text = Field(description="Its name.")
+    slice: Text | None = Field(None, description="Of the task's traffic, where the state does not name its own.")
+
+
+AnyQuestion = Annotated[Noul | Choice | Score | Registered, Field(discriminator="type")]
 
 
 def _no_assets(value: Any) -> Any:
@@ -100,8 +111,10 @@ class Extras(Out):
     """What the native wire says of the same decision."""
 
     id: str
+    task: str | None = Field(description="Null for a question that is no registered task.")
     verdict: Verdict
     reason: Reason
+    reason_detail: str | None
     p_correct: Probability | None
     score: float | None
     calibration: CalibrationOut | None

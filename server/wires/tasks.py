@@ -58,4 +58,5 @@ def _whole(task: Task) -> dict[str, Any]:
         "audit": asdict(task.audit),
         "show_audit": task.show_audit,
         "double_label": task.double_label,
+        "slice_by": task.slice_by,
     }

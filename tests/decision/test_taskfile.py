@@ -66,6 +66,7 @@ log_inputs: true
 audit: {trust: 0.25, defer: 0.375}
 show_audit: true
 double_label: 0.125
+slice_by: channel
 """
 
 
@@ -116,6 +117,7 @@ def test_a_full_task_says_everything():
         audit=AuditSpec(trust=0.25, review=0.01, defer=0.375),
         show_audit=True,
         double_label=0.125,
+        slice_by="channel",
         content_hash=task.content_hash,
     )
 
@@ -314,6 +316,7 @@ def test_the_hash_covers_everything_else():
         "trust: 0.25": "trust: 0.26",
         "show_audit: true": "show_audit: false",
         "0.125": "0.126",
+        "slice_by: channel": "slice_by: country",
     }
     hashes = {parse(base).content_hash}
     for old, new in changes.items():

@@ -47,6 +47,23 @@ async def test_three_kinds_of_question(plain):
     assert body["c"]["x_demur"]["verdict"] == "review"
 
 
+async def test_a_registered_task(plain):
+    client, stub = plain
+    asked = {"q": {"type": "task", "task": "route-ticket"}, "n": NOUL}
+    reply = await client.post("/v1/systemone", json=_body(questions=asked))
+    answer = SystemOneOut.model_validate_json(reply.content).answers["q"]
+    assert (answer.type, list(answer.probabilities)) == ("choice", ["billing", "technical", "sales"])
+    assert (answer.x_demur.task, reply.json()["answers"]["n"]["x_demur"]["task"]) == ("route-ticket", None)
+    assert stub.asked[0].task.name == "route-ticket"
+    assert stub.asked[0].spec is stub.asked[0].task.spec
+    unknown = await client.post("/v1/systemone", json=_body(questions={"q": {"type": "task", "task": "route"}}))
+    assert (unknown.status_code, unknown.json()["detail"]["error_type"]) == (404, "not_found")
+    for more in ({"instructions": "Team?"}, {"slice": "web"}):
+        refused = await client.post("/v1/systemone", json=_body(questions={"q": {**asked["q"], **more}}))
+        (place,) = [fault["loc"] for fault in refused.json()["detail"]]
+        assert (refused.status_code, place) == (422, ["body", "questions", "q", "task", *more])
+
+
 async def test_noul_is_the_probability_of_yes(plain):
     client, stub = plain
     criteria = {"true": "ads", "false": None}
