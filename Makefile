@@ -42,7 +42,7 @@ demo: setup ## serve the demo model with the example tasks (PORT=8000)
 
 bundle: setup ## make the bundle that the demo serves anew
 	$(BIN)/demur calibrate --task examples/tasks/voice_intent.yaml --data examples/data/voice_intent.jsonl \
-	  --searched examples/data/voice_intent_searched.jsonl --family 30 --attempt 2 --valid-days 3650 \
+	  --searched examples/data/voice_intent_searched.jsonl --family 144 --valid-days 3650 \
 	  --model $(DEMO) --model-name SmolLM2-135M-Instruct --out examples/bundles/voice_intent --reads out/voice_intent.jsonl --replace
 
 test: setup ## run the whole suite
