@@ -67,7 +67,7 @@ class Guarantee:
         return self.slice_by is None or value in self.slices
 
     def of(self, value: str | None) -> "Guarantee":
-        """What is guaranteed of a slice, with a key of its own; the whole, which promises nothing, where it is unknown."""
+        """What is guaranteed of a slice, under a key of its own; the whole, which then promises nothing, of others."""
         return self if value is None else self.slices.get(value, self)
 
     def expired(self, now: datetime) -> bool:
