@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 
 from demur.calibration import risk_coverage
+from demur.decision.labelled import read_labelled
 from demur.decision.question import Option, Question
 from demur.decision.task import DecisionSpec, LengthHandling, PromptLayout, ReadoutKind, ReadoutSpec, Task
 from demur.server.decide import DecidePipeline
 from demur.server.engines.vllm_engine import VllmEngine, VllmSettings
 from demur.server.evaluation import raw_probabilities
-from demur.server.labelled import read_labelled
 from demur.server.readers import PipelineReader
 from demur.server.readings import read_rows
 

@@ -8,13 +8,13 @@ import pytest
 
 from demur.decision.bundle import read_bundle
 from demur.decision.errors import BundleError, DataFileError
+from demur.decision.labelled import parse_labelled
 from demur.decision.slices import slice_of
 from demur.decision.taskfile import parse_task
 from demur.server.bundles import read_bundles
 from demur.server.bundling import bundle_files, provenance
 from demur.server.calibrate import Plan, calibrate
 from demur.server.calibrated import Calibrated
-from demur.server.labelled import parse_labelled
 from demur.server.readings import Readings
 from demur.server.summary import summary
 from demur.server.types import DecideRequest
