@@ -63,7 +63,7 @@ examples:
   - 1
 explain: false
 log_inputs: true
-audit: {trust: 0.25, defer: 0.375}
+audit: {trust: 0.75, defer: 0.375}
 show_audit: true
 double_label: 0.125
 slice_by: channel
@@ -114,7 +114,7 @@ def test_a_full_task_says_everything():
         examples=("a rose", "1"),
         explain=False,
         log_inputs=True,
-        audit=AuditSpec(trust=0.25, review=0.01, defer=0.375),
+        audit=AuditSpec(trust=0.75, review=0.01, defer=0.375),
         show_audit=True,
         double_label=0.125,
         slice_by="channel",
@@ -313,7 +313,7 @@ def test_the_hash_covers_everything_else():
         "a rose": "a tulip",
         "explain: false": "explain: true",
         "log_inputs: true": "log_inputs: false",
-        "trust: 0.25": "trust: 0.26",
+        "trust: 0.75": "trust: 0.76",
         "show_audit: true": "show_audit: false",
         "0.125": "0.126",
         "slice_by: channel": "slice_by: country",
