@@ -156,7 +156,7 @@ class DirectTrainer:
             try:
                 loss = self._loss(part, len(batch) // size)
                 self._refuse_if_not_finite(loss, part)
-                loss.total.backward()
+                loss.total.backward()  # type: ignore[no-untyped-call]
             except torch.OutOfMemoryError as error:
                 raise OutOfMemory(_smaller(size, len(batch))) from error
             if window is not None:

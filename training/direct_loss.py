@@ -59,6 +59,7 @@ def direct_loss(
     *,
     accumulation_steps: int = 1,
     generator: torch.Generator | None = None,
+    tokens: Tensor | None = None,
 ) -> DirectLoss:
     """The objective's loss on a micro-batch of prompts.
 
@@ -69,12 +70,14 @@ def direct_loss(
         gold: [B], option indices.
         accumulation_steps: micro-batches an optimiser step.
         generator: of the sampled decisions.
+        tokens: [B, G], decisions sampled elsewhere from this very model; drawn here if None.
     """
     logprobs = label_logprobs(logits, label_ids, objective.over)
     probabilities = logprobs.detach().exp()
     zero = logits.new_zeros(())
     if objective.advantage == "sampled" and _samples(objective):
-        tokens = sample_decisions(objective, logits, label_ids, generator)
+        if tokens is None:
+            tokens = sample_decisions(objective, logits, label_ids, generator)
         policy = _sampled(objective, logits, label_ids, gold, tokens, probabilities, accumulation_steps)
     else:
         policy = _exact(objective, logprobs, gold, probabilities, accumulation_steps)

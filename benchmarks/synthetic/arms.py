@@ -43,7 +43,7 @@ ARMS = {
 class Budget:
     """How long each arm is trained, the same for all."""
 
-    steps: int = 600
+    steps: int = 400
     prompts: int = 128
     learning_rate: float = 5e-3
     own_correct_steps: int = 40

@@ -22,7 +22,7 @@ def table(task: str, best: float, results: Sequence[Result]) -> str:
     lines = [
         f"\n### {task}: means of {seeds} seeds; nobody can be right more often than {best:.3f}\n",
         f"Noise floor of the ECE: {noise:.3f}.\n",
-        "| arm | accuracy | ECE | ECE, equal count | NLL | confidence | KL from pi | TV to pi | TV to own fixed point |",
+        "| arm | accuracy | ECE | equal count | NLL | confidence | KL from pi | TV to pi | TV to own fixed point |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for arm in [arm for arm in ARMS if any(r.arm == arm for r in ours)]:
