@@ -54,7 +54,8 @@ def fixed_point(objective: Objective, pi: npt.ArrayLike) -> FloatArray:
     if objective.calibration_weight == objective.brier_weight == 0:
         if objective.policy_weight == 0:
             raise ValueError("an objective without any term has no fixed point")
-        return np.eye(pi.shape[1])[pi.argmax(axis=1)]
+        one_hot: FloatArray = np.eye(pi.shape[1])[pi.argmax(axis=1)]
+        return one_hot
     z = np.log(0.9 / pi.shape[1] + 0.1 * pi)
     # Follow the flow by implicit steps that grow as it slows: at the end they are Newton's.
     step = np.ones(len(pi))
