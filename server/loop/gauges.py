@@ -7,6 +7,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from demur.calibration.monitor import State
 from demur.server.loop.live import LiveView
+from demur.server.loop.renewal import Renewed
 from demur.server.loop.state import GuaranteeStatus, TaskStatus
 from demur.server.loop.traffic import Traffic
 
@@ -68,6 +69,11 @@ class LoopGauges:
             if tasks_before.get(task) != status_:
                 self._task(task, status_)
         self._shown = shown, view.tasks
+
+    def count_renewal(self, task: str, renewed: Renewed) -> None:
+        """Counts a renewal that was tried."""
+        counter = self.recalibrations if renewed.kind == "recalibrate" else self.recertifications
+        counter.labels(task, renewed.outcome).inc()
 
     def traffic(self, task: str, traffic: Traffic) -> None:
         """Shows a task's last decisions."""

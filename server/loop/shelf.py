@@ -19,6 +19,7 @@ from demur.server.bundles import ServedBundle
 from demur.server.calibrated import Calibrated
 from demur.server.loop.live import Served
 from demur.server.store.errors import StoreUnavailable
+from demur.server.store.guarantees import guarantees
 from demur.server.store.records import BundleVersion, GuaranteeRecord
 from demur.server.store.store import Store
 from demur.server.store.versions import activate, active_bundles, adopt, bundle_archive, versions
@@ -83,6 +84,16 @@ class Shelf:
     async def versions(self, task: str) -> list[BundleVersion]:
         """All versions of a task, oldest first. Raises StoreUnavailable."""
         return await self._store.read(lambda connection: versions(connection, task))
+
+    async def history(self, task: str) -> tuple[list[BundleVersion], Mapping[str, GuaranteeRecord]]:
+        """As `versions`, with what is known of their certificates, by key. Raises StoreUnavailable."""
+
+        def read(connection: Connection) -> tuple[list[BundleVersion], Mapping[str, GuaranteeRecord]]:
+            found = versions(connection, task)
+            keys = {key for version in found for key in version.guarantees}
+            return found, {record.key: record for record in guarantees(connection, keys)}
+
+        return await self._store.read(read)
 
     async def load(self, bundle: str) -> Calibrated:
         """A bundle of the store. Raises StoreUnavailable, BundleError."""

@@ -12,6 +12,7 @@ from demur.decision.task import Task
 from demur.server.calibrated import Calibrated
 from demur.server.loop.gauges import LoopGauges
 from demur.server.loop.live import LiveLoop, LiveView, StateChange
+from demur.server.loop.renewal import Renewal
 from demur.server.loop.shelf import Shelf, Swap, watched
 from demur.server.loop.traffic import Reference, Seen, TrafficWindow, drift_monitor
 from demur.server.loop.webhook import Webhook
@@ -54,6 +55,7 @@ class Watch:
         self._webhook = webhook
         self.live = LiveLoop(store, max_missing=max_missing, on_change=self._changed, on_view=self._viewed)
         self.shelf = Shelf(store, swap)
+        self.renewal = Renewal(store, self.shelf, count=gauges.count_renewal)
         self._traffic: dict[str, _Traffic] = {}
         self._work: list[asyncio.Task[None]] = []
         gauges.state_age.set_function(lambda: self.live.age)

@@ -1,0 +1,192 @@
+"""`/tasks/{name}/bundles`, `/rollback`, `/recertify` and `/recalibrate`: versions of a task's bundle, and their renewal.
+
+All but the list need an admin key.
+"""
+
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from demur.decision.errors import BundleError
+from demur.decision.task import PolicySpec, Task
+from demur.server.auth import Caller, admin_only
+from demur.server.bundles import ServedBundle
+from demur.server.errors import Conflict, Fault, Invalid, NotFound, StoreUnavailable
+from demur.server.loop.renewal import Renewed
+from demur.server.loop.watch import Watch
+from demur.server.services import Services
+from demur.server.store import errors as store_errors
+from demur.server.store.records import BundleVersion, GuaranteeRecord
+from demur.server.wires.decide import find_task
+from demur.server.wires.faults import crowded, faults_of, require_none
+from demur.server.wires.reply import Endpoint, json_reply
+
+Renew = Callable[[Watch, Task, ServedBundle, PolicySpec, str | None], Awaitable[Renewed]]
+
+
+class RollbackIn(BaseModel):
+    """Which version to serve again."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    version: int = Field(ge=1, le=10**9, description="A number of GET /tasks/{name}/bundles.")
+
+
+class GuaranteeOut(BaseModel):
+    """A certificate of a version, and how it stands."""
+
+    slice: str | None
+    state: str
+    issued_at: str
+    expires_at: str | None
+    withdrawn_at: str | None
+
+
+class BundleVersionOut(BaseModel):
+    """A bundle that the task was or is served with."""
+
+    version: int
+    bundle: str
+    active: bool
+    adopted_at: str
+    adopted_by: str | None
+    certificates: list[GuaranteeOut]
+
+
+class BundleVersionsOut(BaseModel):
+    """All versions, oldest first."""
+
+    task: str
+    versions: list[BundleVersionOut]
+
+
+class RenewedOut(BaseModel):
+    """What came of a renewal; null where it did not get so far. Without a version, what was served still is."""
+
+    kind: str
+    outcome: str = Field(description="adopted, nothing_certified, no_improvement or too_few_audits")
+    audits: int = Field(description="Audits that stood for the traffic.")
+    certifying: int
+    attempt: int | None = Field(description="Number of the attempt on this question.")
+    delta: float | None = Field(description="What this attempt may spend of delta.")
+    threshold: float | None
+    improvement: float | None = Field(description="Gain of log-likelihood on newer audits, in nats a decision.")
+    margin: float | None = Field(description="Half of its 95% interval.")
+    bundle: str | None
+    version: int | None
+
+
+def routes(services: Services) -> list[Route]:
+    """The routes of this wire."""
+
+    def renews(renew: Renew) -> Endpoint:
+        @admin_only
+        async def endpoint(request: Request) -> Response:
+            task = find_task(request.path_params["name"], services)
+            served = services.tasks.bundles.get(task.name)
+            if served is None:
+                raise Conflict("the task has no bundle to renew; make one with POST /tasks/{name}/calibrate")
+            policy = services.policies.of(task)
+            with _answering(services):
+                renewed = await renew(_watch(services), task, served, policy, _key(request))
+            return json_reply(asdict(renewed))
+
+        return endpoint
+
+    async def bundles(request: Request) -> Response:
+        task = find_task(request.path_params["name"], services)
+        with _answering(services):
+            return json_reply(await _listed(_watch(services), task.name))
+
+    @admin_only
+    async def rollback(request: Request) -> Response:
+        task = find_task(request.path_params["name"], services)
+        body = _rollback(await services.read(request))
+        watch = _watch(services)
+        try:
+            with _answering(services):
+                found = await watch.shelf.rollback(task.name, body.version)
+                if found is None:
+                    raise NotFound(f"task {task.name} has no version {body.version}")
+                await watch.labelled()
+                return json_reply(await _listed(watch, task.name))
+        except BundleError as error:
+            raise Conflict(str(error)) from None
+
+    return [
+        Route("/tasks/{name}/bundles", bundles, methods=["GET"]),
+        Route("/tasks/{name}/rollback", rollback, methods=["POST"]),
+        Route(
+            "/tasks/{name}/recertify",
+            renews(lambda watch, task, served, policy, by: watch.renewal.recertify(task, served, policy, by=by)),
+            methods=["POST"],
+        ),
+        Route(
+            "/tasks/{name}/recalibrate",
+            renews(lambda watch, task, served, policy, by: watch.renewal.recalibrate(task, served, policy, by=by)),
+            methods=["POST"],
+        ),
+    ]
+
+
+def _watch(services: Services) -> Watch:
+    if services.watch is None:
+        raise Conflict("this server keeps no versions; start it with --state-dir DIR, or set DEMUR_STORE_URL")
+    return services.watch
+
+
+@contextmanager
+def _answering(services: Services) -> Iterator[None]:
+    """Around what needs the store: says when it does not answer."""
+    try:
+        yield
+    except store_errors.StoreUnavailable as error:
+        raise StoreUnavailable(f"{error}; try again later", retry_after=services.settings.retry_after_s) from None
+
+
+def _key(request: Request) -> str | None:
+    caller: Caller = request.state.caller
+    return caller.key_id
+
+
+def _rollback(raw: Any) -> RollbackIn:
+    if not isinstance(raw, dict):
+        raise Invalid("body: must be an object", faults=(Fault((), "must be an object", "dict_type"),))
+    require_none(crowded((), raw))
+    try:
+        return RollbackIn.model_validate(raw)
+    except ValidationError as error:
+        require_none(faults_of(error, RollbackIn))
+        raise
+
+
+async def _listed(watch: Watch, task: str) -> dict[str, Any]:
+    versions, known = await watch.shelf.history(task)
+    return {"task": task, "versions": [_version(version, known) for version in versions]}
+
+
+def _version(version: BundleVersion, known: Mapping[str, GuaranteeRecord]) -> dict[str, Any]:
+    return {
+        "version": version.version,
+        "bundle": version.bundle,
+        "active": version.active,
+        "adopted_at": version.adopted_at.isoformat(),
+        "adopted_by": version.adopted_by,
+        "certificates": [_certificate(known[key]) for key in version.guarantees if key in known],
+    }
+
+
+def _certificate(record: GuaranteeRecord) -> dict[str, Any]:
+    return {
+        "slice": record.slice,
+        "state": record.state,
+        "issued_at": record.issued_at.isoformat(),
+        "expires_at": None if record.expires_at is None else record.expires_at.isoformat(),
+        "withdrawn_at": None if record.withdrawn_at is None else record.withdrawn_at.isoformat(),
+    }
