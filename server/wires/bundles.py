@@ -1,4 +1,4 @@
-"""`/tasks/{name}/bundles`, `/rollback`, `/recertify` and `/recalibrate`: versions of a task's bundle, and their renewal.
+"""`/tasks/{name}/bundles`, `rollback`, `recertify`, `recalibrate`: versions of a bundle, and their renewal.
 
 All but the list need an admin key.
 """
