@@ -13,6 +13,7 @@ from demur.server.live_policies import LivePolicies
 from demur.server.logs import RequestLog
 from demur.server.loop.loop import Loop
 from demur.server.loop.metrics import StoreMetrics
+from demur.server.loop.watch import Watch
 from demur.server.metrics import MeasuredDecider, Metrics
 from demur.server.problems import ErrorForms
 from demur.server.registry import TaskRegistry
@@ -20,6 +21,7 @@ from demur.server.services import Desk, ServedModel, Services
 from demur.server.settings import Settings
 from demur.server.types import Decider
 from demur.server.wires import (
+    bundles,
     calibration,
     decide,
     decisions,
@@ -31,6 +33,8 @@ from demur.server.wires import (
     systemone,
     tasks,
 )
+
+_WIRES = (decide, systemone, feedback, review, decisions, policies, calibration, bundles, tasks, ops, docs)
 
 
 class Application:
@@ -56,6 +60,7 @@ def create_app(
     metrics: Metrics | None = None,
     desk: Desk | None = None,
     loop: Loop | None = None,
+    watch: Watch | None = None,
     extra_routes: Sequence[BaseRoute] = (),
     lifespan: Lifespan[Any] | None = None,
 ) -> Application:
@@ -80,14 +85,10 @@ def create_app(
         policies=LivePolicies(settings.state_dir),
         desk=desk,
         loop=loop,
+        watch=watch,
     )
     router = Router(
-        [
-            route
-            for wire in (decide, systemone, feedback, review, decisions, policies, calibration, tasks, ops, docs)
-            for route in wire.routes(services)
-        ]
-        + list(extra_routes),
+        [route for wire in _WIRES for route in wire.routes(services)] + list(extra_routes),
         redirect_slashes=False,
         lifespan=lifespan,
     )

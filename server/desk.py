@@ -13,6 +13,7 @@ from demur.server.calibrate import Calibration, Plan, calibrate
 from demur.server.calibrated import Calibrated
 from demur.server.decide import DecidePipeline
 from demur.server.errors import Conflict, Unavailable
+from demur.server.loop.shelf import Shelf
 from demur.server.readers import PipelineReader
 from demur.server.readings import read_rows
 from demur.server.registry import Registry
@@ -45,6 +46,8 @@ class CalibrationDesk:
         self._registry = registry
         self._tasks = tasks
         self._bundles = bundles
+        #: Where bundles are kept as versions, if they are; it swaps them in, in all processes.
+        self.shelf: Shelf | None = None
         self._lock = asyncio.Lock()
 
     def reader(self, task: Task) -> PipelineReader:
@@ -65,7 +68,10 @@ class CalibrationDesk:
             said = task_file(self._tasks, task.name)
             files = await asyncio.to_thread(bundle_files, calibration, task, said, origin, reader.readout)
             bundle = await asyncio.to_thread(_write, place, task, reader, files)
-            self._swap(task, bundle)
+            if self.shelf is None:
+                self._swap(task, bundle)
+            else:
+                await self.shelf.adopt(task.name, Calibrated.of(bundle), None)
             return Made(calibration, bundle)
 
     def _swap(self, task: Task, bundle: Bundle) -> None:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import lru_cache
@@ -12,7 +12,7 @@ from demur.calibration import Certificate
 from demur.decision.bundle import Bundle
 from demur.decision.canonical import Json, canonical_bytes
 from demur.decision.errors import BundleError
-from demur.server.types import CertificateInfo
+from demur.server.types import CertificateInfo, Standing
 
 #: What decisions may be ranked by; all lie in [-1, 1]. The first two know no label, so every label may certify them.
 ScoreName = Literal["top_probability", "margin", "p_correct"]
@@ -73,6 +73,12 @@ class Guarantee:
     def expired(self, now: datetime) -> bool:
         """Whether `now` (with a time zone) is at or past the expiry."""
         return self.ends_at is not None and now >= self.ends_at
+
+
+def holds(guarantee: Guarantee, standing: Callable[[str], Standing], now: datetime) -> bool:
+    """Whether a certificate and those of its slices are in force at `now`: not expired, and valid by `standing`."""
+    parts = [part for part in (guarantee, *getattr(guarantee, "slices", {}).values()) if part.trust_at is not None]
+    return bool(parts) and all(part.valid(now) and standing(part.key) is Standing.VALID for part in parts)
 
 
 @lru_cache(maxsize=256)

@@ -7,7 +7,8 @@ from time import perf_counter
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from demur.server.bundles import ServedBundle
-from demur.server.types import Decider, DecideRequest, Decision
+from demur.server.guarantee import holds
+from demur.server.types import Decider, DecideRequest, Decision, Standing
 
 ADHOC = "adhoc"
 
@@ -47,6 +48,10 @@ class Metrics:
         self.certificate_valid = Gauge(
             "demur_certificate_valid", "Whether trust is certified now.", ("task",), registry=self.registry
         )
+        #: How a certificate stands, by its key, where that is watched.
+        self.standing: Callable[[str], Standing] = lambda _: Standing.VALID
+        #: Told of every decision.
+        self.observer: Callable[[Decision], None] = lambda _: None
         self._refresh: Callable[[], None] = lambda: None
         self.in_flight = Gauge("demur_in_flight", "Decisions waiting or running.", registry=self.registry)
         self.queue_size = Gauge(
@@ -70,7 +75,7 @@ class Metrics:
                 calibrated = served.calibrated
                 self.bundle_info.labels(task, calibrated.bundle.id, model, calibrated.method).set(1)
                 guarantee = None if served.mismatches else calibrated.guarantee
-                self.certificate_valid.labels(task).set(guarantee is not None and guarantee.valid(now))
+                self.certificate_valid.labels(task).set(guarantee is not None and holds(guarantee, self.standing, now))
 
         self._refresh = refresh
 
@@ -88,6 +93,7 @@ class Metrics:
         self.label_mass.labels(task).observe(decision.label_mass)
         if decision.p_correct is not None:
             self.p_correct.labels(task).observe(decision.p_correct)
+        self.observer(decision)
 
     def page(self) -> bytes:
         """All metrics in Prometheus' text format."""

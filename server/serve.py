@@ -29,6 +29,8 @@ from demur.server.engines.vllm_engine import VllmEngine, VllmSettings
 from demur.server.errors import DemurError, Unavailable
 from demur.server.lifecycle import Lifecycle, Phase
 from demur.server.loop.loop import Loop
+from demur.server.loop.watch import Watch
+from demur.server.metrics import Metrics
 from demur.server.registry import Registry
 from demur.server.services import ServedModel
 from demur.server.settings import Settings
@@ -75,6 +77,7 @@ class DemurServer:
         self._decider = _LateDecider()
         self._registry = Registry({})
         self._engine: VllmEngine | None = None
+        self._watch: Watch | None = None
         self._started = datetime.now(UTC)
         self._status = 0
         self._signals = 0
@@ -100,10 +103,21 @@ class DemurServer:
             lambda: self._decider.pipeline, self._registry, tasks=self.settings.tasks, bundles=self.settings.bundles
         )
         self._loop = await asyncio.to_thread(Loop.open, self.settings)
+        metrics = Metrics()
         if self._loop is not None:
             self._loop.start()
+            self._watch = Watch.over(self._loop, self._registry, metrics, self.settings, lambda: self._decider.pipeline)
+            desk.shelf = self._watch.shelf
         app = create_app(
-            self._decider, self._registry, self.settings, self._lifecycle, model, desk=desk, loop=self._loop
+            self._decider,
+            self._registry,
+            self.settings,
+            self._lifecycle,
+            model,
+            metrics=metrics,
+            desk=desk,
+            loop=self._loop,
+            watch=self._watch,
         )
         self._admission = app.services.admission
         config = uvicorn.Config(
@@ -129,6 +143,8 @@ class DemurServer:
             starting.cancel()
             self._http.should_exit = True
             await asyncio.gather(starting, serving, return_exceptions=True)
+            if self._watch is not None:
+                await self._watch.aclose()
             if self._loop is not None:
                 await self._loop.aclose()
             if self._engine is not None:
@@ -142,6 +158,9 @@ class DemurServer:
         try:
             engine = self._engine = await VllmEngine.start(vllm_settings(self.settings))
             pipeline = DecidePipeline(engine, max_input_tokens=self.settings.max_input_tokens)
+            if self._watch is not None:
+                pipeline.standing = self._watch.standing
+                bundles = await self._watch.shelf.settle(tasks, bundles)
             prepared = self._prepare(pipeline, tasks, bundles)
             check_bundles(bundles, prepared.bundles, strict=self.settings.strict_bundles)
             await pipeline.adopt(prepared)
@@ -157,6 +176,9 @@ class DemurServer:
             return
         self._decider.pipeline = pipeline
         self._registry.current, self._registry.bundles = tasks, prepared.bundles
+        if self._watch is not None:
+            await self._watch.begin(prepared.bundles)
+            self._watch.start()
         self._lifecycle.ready()
         fields = {
             "url": url,
@@ -225,6 +247,8 @@ class DemurServer:
             try:
                 tasks = await asyncio.to_thread(read_tasks, self.settings.tasks)
                 bundles = await asyncio.to_thread(read_bundles, self.settings.bundles)
+                if self._watch is not None:
+                    bundles = await self._watch.shelf.settle(tasks, bundles)
                 prepared = await asyncio.to_thread(self._prepare, pipeline, tasks, bundles)
                 check_bundles(bundles, prepared.bundles, strict=self.settings.strict_bundles)
                 await pipeline.adopt(prepared)
@@ -235,6 +259,8 @@ class DemurServer:
                 _log.exception("tasks not reloaded, nor bundles; the old ones stay")
                 return
             self._registry.current, self._registry.bundles = tasks, prepared.bundles
+            if self._watch is not None:
+                await self._watch.begin(prepared.bundles)
         fields = {"tasks": sorted(tasks), "bundles": sorted(prepared.bundles)}
         _log.info("tasks reloaded", extra={"fields": fields})
 

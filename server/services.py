@@ -17,6 +17,7 @@ from demur.server.interruption import Interruption
 from demur.server.lifecycle import Lifecycle
 from demur.server.live_policies import LivePolicies
 from demur.server.loop.loop import Loop
+from demur.server.loop.watch import Watch
 from demur.server.metrics import Metrics
 from demur.server.readings import Reader
 from demur.server.registry import TaskRegistry
@@ -89,6 +90,7 @@ class Services:
     policies: LivePolicies
     desk: Desk | None = None
     loop: Loop | None = None
+    watch: Watch | None = None
 
     def require_loop(self) -> Loop:
         """The loop. Raises `Conflict` where decisions are not kept."""

@@ -56,6 +56,13 @@ class Settings(BaseModel):
     max_unaudited: int = Field(
         1_000, ge=0, description="Decisions without a store for audits, after which nothing is trusted (or 10 minutes)."
     )
+    max_missing_labels: float = Field(
+        0.1, gt=0, lt=1, description="Share of due audits without a label that starves a certificate."
+    )
+    webhook_url: str | None = Field(
+        None, pattern="^https?://", description="Where changes of a certificate's state are posted."
+    )
+    webhook_secret: SecretStr | None = Field(None, description="Key that signs what is posted; the URL needs one.")
     max_feedback: int = Field(1_000, ge=1, le=10_000, description="Labels of one /feedback request.")
     dtype: str | None = Field(None, description="Number format of the weights; float32 on a CPU.")
     max_model_len: int | None = Field(None, ge=64, description="Tokens of context; at most 8192 on a CPU.")
@@ -98,6 +105,12 @@ class Settings(BaseModel):
         for name in ("max_batch", "max_questions"):
             if getattr(self, name) > self.queue_size:
                 raise ValueError(f"{name} exceeds queue_size, so such a request would never be admitted")
+        return self
+
+    @model_validator(mode="after")
+    def _webhook_is_signed(self) -> Self:
+        if self.webhook_url is not None and not (self.webhook_secret and self.webhook_secret.get_secret_value()):
+            raise ValueError("webhook_url needs webhook_secret (DEMUR_WEBHOOK_SECRET), which signs what is posted")
         return self
 
     @model_validator(mode="after")

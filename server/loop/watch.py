@@ -3,20 +3,26 @@
 import asyncio
 import contextlib
 import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
 import numpy as np
 
 from demur.decision.task import Task
+from demur.server.bundles import ServedBundle
 from demur.server.calibrated import Calibrated
+from demur.server.decide import DecidePipeline
 from demur.server.loop.gauges import LoopGauges
-from demur.server.loop.live import LiveLoop, LiveView, StateChange
+from demur.server.loop.live import POLL_S, LiveLoop, LiveView, StateChange
+from demur.server.loop.loop import Loop
 from demur.server.loop.renewal import Renewal
 from demur.server.loop.shelf import Shelf, Swap, watched
 from demur.server.loop.traffic import Reference, Seen, TrafficWindow, drift_monitor
 from demur.server.loop.webhook import Webhook
-from demur.server.registry import TaskRegistry
+from demur.server.metrics import Metrics
+from demur.server.registry import Registry, TaskRegistry
+from demur.server.settings import Settings
 from demur.server.store.decisions import recent
 from demur.server.store.errors import StoreUnavailable
 from demur.server.store.store import Store
@@ -60,13 +66,48 @@ class Watch:
         self._work: list[asyncio.Task[None]] = []
         gauges.state_age.set_function(lambda: self.live.age)
 
+    @classmethod
+    def over(
+        cls,
+        loop: Loop,
+        registry: Registry,
+        metrics: Metrics,
+        settings: Settings,
+        pipeline: Callable[[], DecidePipeline | None],
+    ) -> "Watch":
+        """The watch of a server, joined to its loop and its metrics. `pipeline` gives None until the engine runs."""
+
+        def swap(name: str, calibrated: Calibrated) -> None:
+            running, task = pipeline(), registry.current.get(name)
+            if running is not None and task is not None:
+                served = running.serve_bundle(task, calibrated)
+                registry.bundles = {**registry.bundles, name: served}
+                if not served.mismatches:
+                    watch.serves(name, calibrated)
+
+        secret = settings.webhook_secret
+        hook = None
+        if settings.webhook_url is not None and secret is not None:
+            hook = Webhook(settings.webhook_url, secret.get_secret_value())
+        watch = cls(
+            loop.store,
+            registry,
+            LoopGauges(metrics.registry),
+            swap,
+            max_missing=settings.max_missing_labels,
+            webhook=hook,
+        )
+        loop.labelled, loop.auditor.withdrawn = watch.labelled, watch.live.withdrawn
+        metrics.standing, metrics.observer = watch.standing, watch.observe
+        return watch
+
     def standing(self, key: str) -> Standing:
         """How a certificate stands."""
         return self.live.standing(key)
 
     def start(self) -> None:
         """Begins to follow the store."""
-        self._work.append(asyncio.create_task(self.live.run()))
+        self._work += [asyncio.create_task(self.live.run()), asyncio.create_task(self._tend())]
         if self._webhook is not None:
             self._work.append(asyncio.create_task(self._webhook.run()))
 
@@ -81,6 +122,13 @@ class Watch:
     def serves(self, task: str, calibrated: Calibrated) -> None:
         """A task is served with a bundle that fits from now on."""
         self.live.serve(watched(task, calibrated))
+
+    async def begin(self, served: Mapping[str, ServedBundle]) -> None:
+        """Watches what tasks are served with now, and looks at the store once."""
+        for name, one in served.items():
+            if not one.mismatches:
+                self.serves(name, one.calibrated)
+        await self.labelled()
 
     async def labelled(self) -> None:
         """Labels were stored: what follows from them holds when this returns, if the store still answers."""
@@ -99,13 +147,30 @@ class Watch:
             traffic.new += 1
 
     async def _viewed(self, view: LiveView) -> None:
+        keys = {
+            name: tuple(record.key for record in watched(name, served.calibrated).guarantees)
+            for name, served in self._registry.bundles.items()
+            if not served.mismatches
+        }
+        self.gauges.show(view, keys)
+
+    async def _tend(self) -> None:
+        """Beside the live state, which must not wait for it: versions of other processes, and traffic."""
+        while True:
+            try:
+                await self.tend()
+            except StoreUnavailable:
+                _log.debug("the store cannot be read")
+            except Exception:
+                _log.exception("cannot follow versions and traffic")
+            await asyncio.sleep(POLL_S)
+
+    async def tend(self) -> None:
+        """Serves what other processes made active, and shows the traffic. Raises StoreUnavailable."""
         await self.shelf.follow(self._registry.bundles, self._registry.current)
-        keys = {}
         for name, served in self._registry.bundles.items():
             if not served.mismatches:
-                keys[name] = tuple(record.key for record in watched(name, served.calibrated).guarantees)
                 await self._watch_traffic(name, served.calibrated)
-        self.gauges.show(view, keys)
         for name, traffic in self._traffic.items():
             quiet = traffic.new == traffic.seen
             if traffic.new and (quiet or traffic.new >= _NEW * traffic.window.size):

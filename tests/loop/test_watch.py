@@ -1,0 +1,167 @@
+"""From a label to the next verdict, in the process that took it and in others; versions, renewal and who is told."""
+
+import asyncio
+import json
+
+import httpx
+import numpy as np
+import pytest
+
+from demur.server.loop.webhook import Webhook, signature
+
+from .servers import start
+
+
+@pytest.fixture
+async def run(tmp_path):
+    """Starts processes on one store; they end with the test."""
+    started = []
+
+    async def begin(**options):
+        started.append(await start(tmp_path, **options))
+        return started[-1]
+
+    yield begin
+    for process in started:
+        await process.close()
+
+
+async def label(process, ids, label_):
+    return await process.ask("POST", "/feedback", {"items": [{"id": one, "label": label_} for one in ids]})
+
+
+async def test_a_withdrawal_holds_from_the_next_decision_on_and_everywhere(run):
+    one, other = await run(), await run()
+    ids = [(await one.decide())["id"] for _ in range(25)]
+    assert (await other.decide())["verdict"] == "trust"
+    assert (await one.metrics())['demur_certificate_valid{task="route"}'] == 1
+    await label(one, ids, "sales")
+    for process in (one, other):
+        if process is other:
+            await other.watch.live.catch_up()  # which it does every POLL_S
+        answer = await process.decide()
+        assert (answer["verdict"], answer["reason"]) == ("review", "certificate_withdrawn")
+        assert answer["certificate"] is None
+        shown = await process.metrics()
+        assert shown['demur_certificate_valid{task="route"}'] == 0
+        assert shown['demur_certificate_state{slice="",state="withdrawn",task="route"}'] == 1
+        assert shown['demur_trusted_risk{bound="estimate",slice="",task="route"}'] == 1
+        log_w, limit = (f'demur_guarantee_log_{name}{{slice="",task="route"}}' for name in ("evalue", "threshold"))
+        assert shown[log_w] >= shown[limit]
+    fresh = await run()
+    assert (await fresh.decide())["reason"] == "certificate_withdrawn"
+    (version,) = (await fresh.ask("GET", "/tasks/route/bundles"))["versions"]
+    assert (version["version"], version["active"], version["certificates"][0]["state"]) == (1, True, "withdrawn")
+
+
+async def decide_rightly(process, count, *, wrong=0):
+    """Decisions of which the first `wrong` get another label than was decided."""
+    answers = [await process.decide() for _ in range(count)]
+    for index, answer in enumerate(answers):
+        right = answer["decision"]
+        await label(process, [answer["id"]], "sales" if index < wrong else right)
+
+
+async def test_a_certificate_is_renewed_by_audits_drawn_after_its_withdrawal(run):
+    one, other = await run(), await run()
+    await decide_rightly(one, 25, wrong=25)
+    assert (await one.ask("POST", "/tasks/route/recertify"))["outcome"] == "too_few_audits"
+    await decide_rightly(one, 150)
+    renewed = await one.ask("POST", "/tasks/route/recertify")
+    assert (renewed["outcome"], renewed["attempt"], renewed["certifying"]) == ("adopted", 1, 150)
+    assert renewed["delta"] == pytest.approx(0.05 / 2)
+    await one.watch.labelled()
+    assert (await one.decide())["verdict"] == "trust"
+    assert (await one.metrics())['demur_recertifications_total{outcome="adopted",task="route"}'] == 1
+    await other.watch.tend()
+    await other.watch.live.catch_up()
+    assert (await other.decide())["calibration"]["bundle"] == renewed["bundle"]
+    assert (await other.decide())["verdict"] == "trust"
+    # Back again, with the state that its certificate had, and everywhere.
+    back = await other.ask("POST", "/tasks/route/rollback", {"version": 1})
+    assert [version["active"] for version in back["versions"]] == [True, False]
+    await one.watch.tend()
+    await one.watch.live.catch_up()
+    for process in (one, other, await run()):
+        assert (await process.decide())["reason"] == "certificate_withdrawn"
+    await one.ask("POST", "/tasks/route/rollback", {"version": 9}, status=404)
+    await one.ask("POST", "/tasks/route/rollback", {"version": "1"}, status=422)
+
+
+async def test_attempts_on_one_question_are_counted_and_paid_for(run):
+    process = await run()
+    await decide_rightly(process, 120, wrong=20)
+    first = await process.ask("POST", "/tasks/route/recertify")
+    assert (first["outcome"], first["attempt"]) == ("too_few_audits", None)
+    await decide_rightly(process, 100, wrong=20)
+    for number in (1, 2, 3):
+        tried = await process.ask("POST", "/tasks/route/recertify")
+        assert (tried["outcome"], tried["attempt"], tried["version"]) == ("nothing_certified", number, None)
+        assert tried["delta"] == pytest.approx(0.05 / (number * (number + 1)))
+
+
+async def test_a_better_calibrator_is_adopted_and_keeps_the_process_of_its_certificate(run):
+    process = await run()
+    rng = np.random.default_rng(0)
+    # Sure, and right as often as it is sure: the bundle's calibrator was fitted on something else.
+    for _ in range(260):
+        p = float(rng.choice([0.55, 0.97]))
+        process.engine.logprobs = tuple(np.log([p, (1 - p) * 0.7, (1 - p) * 0.3]))
+        answer = await process.decide()
+        await label(process, [answer["id"]], "billing" if rng.random() < p else "technical")
+    before = process.watch.live.view.guarantees
+    renewed = await process.ask("POST", "/tasks/route/recalibrate")
+    assert renewed["outcome"] == "adopted"
+    assert renewed["improvement"] > renewed["margin"] > 0
+    assert renewed["attempt"] is None
+    await process.watch.labelled()
+    after = process.watch.live.view.guarantees
+    assert after.keys() == before.keys()
+    assert (await process.decide())["calibration"]["bundle"] == renewed["bundle"]
+    assert (await process.ask("POST", "/tasks/route/recalibrate"))["outcome"] == "too_few_audits"
+
+
+async def test_what_is_not_better_beyond_chance_is_not_adopted(run):
+    process = await run()
+    rng = np.random.default_rng(1)
+    served = process.registry.bundles["route"].calibrated
+    for _ in range(220):
+        scores = rng.normal(size=3) * 2
+        process.engine.logprobs = tuple(scores - np.logaddexp.reduce(scores))
+        answer = await process.decide()
+        chances = served.calibrator.transform_one(np.array(process.engine.logprobs))
+        await label(process, [answer["id"]], ("billing", "technical", "sales")[int(rng.choice(3, p=chances))])
+    assert (await process.ask("POST", "/tasks/route/recalibrate"))["outcome"] == "no_improvement"
+    assert process.registry.bundles["route"].calibrated.bundle.id == served.bundle.id
+
+
+async def test_changes_are_posted_signed_and_again_until_they_are_taken():
+    received, done = [], asyncio.Event()
+
+    async def receiver(request):
+        received.append(request)
+        if len(received) < 3:
+            return httpx.Response(503)
+        done.set()
+        return httpx.Response(204)
+
+    hook = Webhook("http://hook.test/", "secret", retries_s=(0.0, 0.0), transport=httpx.MockTransport(receiver))
+    sending = asyncio.create_task(hook.run())
+    hook.tell("certificate.withdrawn", {"task": "route"})
+    async with asyncio.timeout(20):
+        await done.wait()
+    sending.cancel()
+    assert len({request.headers["X-Demur-Event"] for request in received}) == 1
+    for request in received:
+        body = request.content
+        at = int(request.headers["X-Demur-Signature"].split(",")[0].removeprefix("t="))
+        assert request.headers["X-Demur-Signature"] == signature("secret", body, at)
+        assert signature("other", body, at) != signature("secret", body, at)
+        assert json.loads(body)["event"] == "certificate.withdrawn"
+
+
+async def test_a_receiver_that_hangs_holds_nothing_up(run):
+    process = await run(webhook_url="http://127.0.0.1:9/", webhook_secret="secret")
+    process.watch.start()
+    await decide_rightly(process, 25, wrong=25)
+    assert (await process.decide())["reason"] == "certificate_withdrawn"
