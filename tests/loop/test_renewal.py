@@ -1,0 +1,89 @@
+"""What certifies, and how often attempts on a growing sample certify what is false."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+from types import SimpleNamespace
+
+import numpy as np
+
+from demur.calibration import Identity
+from demur.server.calibrated import Applied
+from demur.server.loop.evidence import Evidence, evidence
+from demur.server.loop.renewal import _certify, _Terms
+from demur.server.store.records import AuditRecord, Draw
+
+from .conftest import NOW, decision
+
+ALPHA = DELTA = 0.05
+STREAMS = 100
+LIMIT = DELTA + 3 * np.sqrt(DELTA * (1 - DELTA) / STREAMS)
+
+
+def audit(seq, *, label="a", u=0.001, rate=0.05, due=NOW - timedelta(days=1), **changed):
+    record = decision(seq, draw=Draw(u, rate, drawn=True), **changed)
+    return AuditRecord(seq, record, due, label, None, double=False, open=label is None)
+
+
+def chosen(*audits):
+    found = evidence(audits, bundle="b" * 64, now=NOW)
+    return [one.seq for one in found.audits], found.rate
+
+
+def test_audits_are_thinned_to_the_smallest_rate_by_the_same_hash():
+    assert chosen(audit(1, u=0.04), audit(2, u=0.009), audit(3, u=0.005, rate=0.01)) == ([2, 3], 0.01)
+    # A rate that nothing was drawn at thins nothing.
+    assert chosen(audit(1, u=0.04), audit(2, u=0.009)) == ([1, 2], 0.05)
+
+
+def test_what_waits_for_its_label_ends_the_evidence_and_what_never_got_one_is_in_it():
+    later = NOW + timedelta(days=1)
+    assert chosen(audit(1), audit(2, label=None), audit(3), audit(4, label=None, due=later), audit(5)) == (
+        [1, 2, 3], 0.05
+    )  # fmt: skip
+    found = evidence([audit(1, label="b"), audit(2, label=None)], bundle="b" * 64, now=NOW)
+    assert found.labels() == [1, None]
+
+
+def test_audits_of_other_bundles_are_none_of_this_one():
+    assert chosen(audit(1), audit(2, bundle="c" * 64), audit(3, bundle=None)) == ([1], 0.05)
+
+
+@dataclass
+class Ranked:
+    """A bundle whose scores are known: those of the rows, by their number."""
+
+    scores: np.ndarray
+    score_name: str = "top_probability"
+    calibrator = Identity()
+
+    def apply(self, reading):
+        return Applied(0, np.ones(1), None, float(self.scores[reading]))
+
+
+class Numbered(Evidence):
+    def readings(self):
+        return range(len(self.audits))
+
+    def labels(self):
+        return self.audits
+
+
+def attempts(rng, *, spend):
+    """Whether one of 15 attempts on a growing sample certifies a score that says nothing, at risk alpha throughout."""
+    n = 600
+    ranked, labels = Ranked(rng.random(n)), (rng.random(n) < ALPHA).astype(int)
+    for number in range(1, 16):
+        rows = Numbered(tuple(labels[: number * 40]), 0.05)
+        terms = _Terms(ALPHA, 0.3, DELTA if spend else DELTA * 2, None)
+        attempt = SimpleNamespace(number=number if spend else 1)
+        issued = _certify(ranked, rows, list(range(number * 40)), terms, attempt, NOW)
+        if issued.trusted.threshold is not None:
+            return True
+    return False
+
+
+def test_fifteen_attempts_at_risk_alpha_certify_falsely_at_most_as_often_as_promised():
+    rng = np.random.default_rng(3)
+    assert np.mean([attempts(rng, spend=True) for _ in range(STREAMS)]) <= LIMIT
+    # Each attempt with all of delta, as if it were the only one.
+    assert np.mean([attempts(rng, spend=False) for _ in range(STREAMS)]) > LIMIT
