@@ -87,6 +87,8 @@ def create_app(
         loop=loop,
         watch=watch,
     )
+    if watch is not None:
+        watch.policy_of = services.policies.of
     router = Router(
         [route for wire in _WIRES for route in wire.routes(services)] + list(extra_routes),
         redirect_slashes=False,

@@ -6,6 +6,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from demur.server.services import DEADLINE_HEADER
+from demur.server.wires.bundles_models import BundleVersionOut, BundleVersionsOut, RenewedOut, RollbackIn
 from demur.server.wires.calibration_models import (
     CalibrateIn,
     MadeOut,
@@ -41,6 +42,7 @@ _MODELS: tuple[type[BaseModel], ...] = (
     *(StatusOut, TaskOut, TasksOut, VersionOut),
     *(TaskPolicyIn, TaskPolicyOut, TaskCalibrationOut),
     *(ReadingsIn, ReadingsOut, CalibrateIn, MadeOut),
+    *(RollbackIn, BundleVersionOut, BundleVersionsOut, RenewedOut),
     *(ErrorOut, ModelsOut, SystemOneIn, SystemOneOut, ValidationOut),
 )
 
@@ -175,6 +177,7 @@ def _paths() -> dict[str, dict[str, Operation]]:
             | {"parameters": [_TASK_NAME]},
             "put": _put_policy(),
         },
+        **_versions(),
         "/healthz": {"get": _public("healthz", "Whether the process is alive", _json(_ref(StatusOut)))},
         "/readyz": {
             "get": _public("readyz", "Whether decisions can be taken", _json(_ref(StatusOut)) | _problems((503,)))
@@ -262,6 +265,38 @@ def _calibration() -> Operation:
     operation = _operation("get_calibration", "What a task's verdicts rest on", responses | _problems((400, 401, 404)))
     form = {"name": "format", "in": "query", "schema": {"type": "string", "enum": ["json", "svg"]}}
     return operation | {"parameters": [_TASK_NAME, form]}
+
+
+def _versions() -> dict[str, dict[str, Operation]]:
+    """A task's bundle as versions, and their renewal."""
+    statuses = (401, 403, 404, 409, 503)
+    named = {"parameters": [_TASK_NAME]}
+
+    def renewal(name: str, summary: str) -> dict[str, Operation]:
+        return {"post": _operation(name, summary, _json(_ref(RenewedOut)) | _problems(statuses)) | named}
+
+    return {
+        "/tasks/{name}/bundles": {
+            "get": _operation(
+                "list_bundles",
+                "The versions of a task's bundle, with their certificates' states",
+                _json(_ref(BundleVersionsOut)) | _problems((401, 404, 409, 503)),
+            )
+            | named
+        },
+        "/tasks/{name}/rollback": {
+            "post": _operation(
+                "rollback",
+                "Serve an earlier version, with the state of its certificate; needs an admin key",
+                _json(_ref(BundleVersionOut)) | _problems((400, *statuses, 413, 415, 422)),
+                body=_ref(RollbackIn),
+                examples={"first": {"version": 1}},
+            )
+            | named
+        },
+        "/tasks/{name}/recertify": renewal("recertify", "Certify anew from audits; needs an admin key"),
+        "/tasks/{name}/recalibrate": renewal("recalibrate", "Fit anew on audits, under guard; needs an admin key"),
+    }
 
 
 def _put_policy() -> Operation:

@@ -59,6 +59,9 @@ class Settings(BaseModel):
     max_missing_labels: float = Field(
         0.1, gt=0, lt=1, description="Share of due audits without a label that starves a certificate."
     )
+    renewal_days: float = Field(
+        0, ge=0, description="Days after which certificates are certified anew from audits; 0 for never."
+    )
     webhook_url: str | None = Field(
         None, pattern="^https?://", description="Where changes of a certificate's state are posted."
     )

@@ -5,14 +5,16 @@ import contextlib
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import numpy as np
 
-from demur.decision.task import Task
+from demur.decision.task import PolicySpec, Task
 from demur.server.bundles import ServedBundle
 from demur.server.calibrated import Calibrated
 from demur.server.decide import DecidePipeline
+from demur.server.errors import DemurError
 from demur.server.loop.gauges import LoopGauges
 from demur.server.loop.live import POLL_S, LiveLoop, LiveView, StateChange
 from demur.server.loop.loop import Loop
@@ -23,6 +25,7 @@ from demur.server.loop.webhook import Webhook
 from demur.server.metrics import Metrics
 from demur.server.registry import Registry, TaskRegistry
 from demur.server.settings import Settings
+from demur.server.store.attempts import last_attempt
 from demur.server.store.decisions import recent
 from demur.server.store.errors import StoreUnavailable
 from demur.server.store.store import Store
@@ -30,6 +33,8 @@ from demur.server.types import Decision, Standing
 
 #: Of a window: so many new decisions are worth another look while more come in.
 _NEW = 0.1
+#: Between two looks for certificates that are due.
+_RENEWAL_EVERY_S = 600.0
 
 _log = logging.getLogger("demur.loop")
 
@@ -54,11 +59,15 @@ class Watch:
         *,
         max_missing: float = 0.1,
         webhook: Webhook | None = None,
+        renewal_days: float = 0.0,
     ) -> None:
         self._store = store
         self._registry = registry
         self.gauges = gauges
         self._webhook = webhook
+        self._renewal_days = renewal_days
+        #: The policy in force for a task.
+        self.policy_of: Callable[[Task], PolicySpec] = lambda task: task.policy
         self.live = LiveLoop(store, max_missing=max_missing, on_change=self._changed, on_view=self._viewed)
         self.shelf = Shelf(store, swap)
         self.renewal = Renewal(store, self.shelf, count=gauges.count_renewal)
@@ -96,6 +105,7 @@ class Watch:
             swap,
             max_missing=settings.max_missing_labels,
             webhook=hook,
+            renewal_days=settings.renewal_days,
         )
         loop.labelled, loop.auditor.withdrawn = watch.labelled, watch.live.withdrawn
         metrics.standing, metrics.observer = watch.standing, watch.observe
@@ -108,6 +118,8 @@ class Watch:
     def start(self) -> None:
         """Begins to follow the store."""
         self._work += [asyncio.create_task(self.live.run()), asyncio.create_task(self._tend())]
+        if self._renewal_days:
+            self._work.append(asyncio.create_task(self._renew()))
         if self._webhook is not None:
             self._work.append(asyncio.create_task(self._webhook.run()))
 
@@ -177,6 +189,29 @@ class Watch:
                 self.gauges.traffic(name, await asyncio.to_thread(traffic.window.read))
                 traffic.new = 0
             traffic.seen = traffic.new
+
+    async def _renew(self) -> None:
+        """Renews what is due, now and then. An attempt that fails is counted, and the next one comes as long after."""
+        while True:
+            try:
+                await self.renew_due(datetime.now(UTC))
+            except (StoreUnavailable, DemurError) as error:
+                _log.warning("a certificate could not be renewed: %s", error)
+            except Exception:
+                _log.exception("certificates could not be renewed")
+            await asyncio.sleep(_RENEWAL_EVERY_S)
+
+    async def renew_due(self, now: datetime) -> None:
+        """Certifies anew what was issued or attempted `renewal_days` ago. Raises StoreUnavailable, DemurError."""
+        for name, served in tuple(self._registry.bundles.items()):
+            task, guarantee = self._registry.current.get(name), served.calibrated.guarantee
+            if task is None or guarantee is None or served.mismatches:
+                continue
+            last = await self._store.read(partial(last_attempt, task=name))
+            since = guarantee.issued_at if last is None else max(guarantee.issued_at, last.at)
+            if now - since >= timedelta(days=self._renewal_days):
+                renewed = await self.renewal.recertify(task, served, self.policy_of(task), by="schedule")
+                _log.info("a renewal was due", extra={"fields": {"task": name, "outcome": renewed.outcome}})
 
     async def _watch_traffic(self, name: str, calibrated: Calibrated) -> None:
         """A window of a new bundle, filled with what the store has of it."""

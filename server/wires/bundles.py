@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -23,63 +23,12 @@ from demur.server.loop.watch import Watch
 from demur.server.services import Services
 from demur.server.store import errors as store_errors
 from demur.server.store.records import BundleVersion, GuaranteeRecord
+from demur.server.wires.bundles_models import RollbackIn
 from demur.server.wires.decide import find_task
 from demur.server.wires.faults import crowded, faults_of, require_none
 from demur.server.wires.reply import Endpoint, json_reply
 
 Renew = Callable[[Watch, Task, ServedBundle, PolicySpec, str | None], Awaitable[Renewed]]
-
-
-class RollbackIn(BaseModel):
-    """Which version to serve again."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    version: int = Field(ge=1, le=10**9, description="A number of GET /tasks/{name}/bundles.")
-
-
-class GuaranteeOut(BaseModel):
-    """A certificate of a version, and how it stands."""
-
-    slice: str | None
-    state: str
-    issued_at: str
-    expires_at: str | None
-    withdrawn_at: str | None
-
-
-class BundleVersionOut(BaseModel):
-    """A bundle that the task was or is served with."""
-
-    version: int
-    bundle: str
-    active: bool
-    adopted_at: str
-    adopted_by: str | None
-    certificates: list[GuaranteeOut]
-
-
-class BundleVersionsOut(BaseModel):
-    """All versions, oldest first."""
-
-    task: str
-    versions: list[BundleVersionOut]
-
-
-class RenewedOut(BaseModel):
-    """What came of a renewal; null where it did not get so far. Without a version, what was served still is."""
-
-    kind: str
-    outcome: str = Field(description="adopted, nothing_certified, no_improvement or too_few_audits")
-    audits: int = Field(description="Audits that stood for the traffic.")
-    certifying: int
-    attempt: int | None = Field(description="Number of the attempt on this question.")
-    delta: float | None = Field(description="What this attempt may spend of delta.")
-    threshold: float | None
-    improvement: float | None = Field(description="Gain of log-likelihood on newer audits, in nats a decision.")
-    margin: float | None = Field(description="Half of its 95% interval.")
-    bundle: str | None
-    version: int | None
 
 
 def routes(services: Services) -> list[Route]:
@@ -115,7 +64,8 @@ def routes(services: Services) -> list[Route]:
                 if found is None:
                     raise NotFound(f"task {task.name} has no version {body.version}")
                 await watch.labelled()
-                return json_reply(await _listed(watch, task.name))
+                listed = await _listed(watch, task.name)
+                return json_reply(next(one for one in listed["versions"] if one["version"] == found.version))
         except BundleError as error:
             raise Conflict(str(error)) from None
 

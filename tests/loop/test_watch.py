@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from datetime import UTC, datetime, timedelta
 
 import httpx
 import numpy as np
@@ -79,7 +80,9 @@ async def test_a_certificate_is_renewed_by_audits_drawn_after_its_withdrawal(run
     assert (await other.decide())["verdict"] == "trust"
     # Back again, with the state that its certificate had, and everywhere.
     back = await other.ask("POST", "/tasks/route/rollback", {"version": 1})
-    assert [version["active"] for version in back["versions"]] == [True, False]
+    assert (back["version"], back["active"], back["certificates"][0]["state"]) == (1, True, "withdrawn")
+    listed = (await one.ask("GET", "/tasks/route/bundles"))["versions"]
+    assert [version["active"] for version in listed] == [True, False]
     await one.watch.tend()
     await one.watch.live.catch_up()
     for process in (one, other, await run()):
@@ -98,6 +101,18 @@ async def test_attempts_on_one_question_are_counted_and_paid_for(run):
         tried = await process.ask("POST", "/tasks/route/recertify")
         assert (tried["outcome"], tried["attempt"], tried["version"]) == ("nothing_certified", number, None)
         assert tried["delta"] == pytest.approx(0.05 / (number * (number + 1)))
+
+
+async def test_certificates_are_renewed_by_the_schedule(run):
+    process = await run(renewal_days=7)
+    await decide_rightly(process, 150)
+    now, first = datetime.now(UTC), process.registry.bundles["route"].calibrated.bundle.id
+    await process.watch.renew_due(now + timedelta(days=6))
+    assert process.registry.bundles["route"].calibrated.bundle.id == first
+    await process.watch.renew_due(now + timedelta(days=8))
+    assert process.registry.bundles["route"].calibrated.bundle.id != first
+    versions = (await process.ask("GET", "/tasks/route/bundles"))["versions"]
+    assert [version["adopted_by"] for version in versions] == [None, "schedule"]
 
 
 async def test_a_better_calibrator_is_adopted_and_keeps_the_process_of_its_certificate(run):
