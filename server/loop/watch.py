@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 
 from demur.decision.task import PolicySpec, Task
 from demur.server.bundles import ServedBundle
 from demur.server.calibrated import Calibrated
-from demur.server.decide import DecidePipeline
 from demur.server.errors import DemurError
 from demur.server.loop.gauges import LoopGauges
 from demur.server.loop.live import POLL_S, LiveLoop, LiveView, StateChange
@@ -37,6 +37,14 @@ _NEW = 0.1
 _RENEWAL_EVERY_S = 600.0
 
 _log = logging.getLogger("demur.loop")
+
+
+class ServesBundles(Protocol):
+    """What swaps bundles between two requests: the decide pipeline."""
+
+    def serve_bundle(self, task: Task, bundle: Calibrated) -> ServedBundle:
+        """Serves a task with a bundle from now on."""
+        ...
 
 
 @dataclass(slots=True)
@@ -82,7 +90,7 @@ class Watch:
         registry: Registry,
         metrics: Metrics,
         settings: Settings,
-        pipeline: Callable[[], DecidePipeline | None],
+        pipeline: Callable[[], ServesBundles | None],
     ) -> "Watch":
         """The watch of a server, joined to its loop and its metrics. `pipeline` gives None until the engine runs."""
 
