@@ -77,7 +77,7 @@ class Guarantee:
 
 def holds(guarantee: Guarantee, standing: Callable[[str], Standing], now: datetime) -> bool:
     """Whether a certificate and those of its slices are in force at `now`: not expired, and valid by `standing`."""
-    parts = [part for part in (guarantee, *getattr(guarantee, "slices", {}).values()) if part.trust_at is not None]
+    parts = [part for part in (guarantee, *guarantee.slices.values()) if part.trust_at is not None]
     return bool(parts) and all(part.valid(now) and standing(part.key) is Standing.VALID for part in parts)
 
 

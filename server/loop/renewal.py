@@ -192,7 +192,7 @@ def _renewable(served: ServedBundle) -> Calibrated:
     if served.mismatches:
         raise Conflict(f"the bundle was made for another {', '.join(served.mismatches)}; make a new one")
     guarantee = served.calibrated.guarantee
-    if guarantee is not None and getattr(guarantee, "slice_by", None) is not None:
+    if guarantee is not None and guarantee.slice_by is not None:
         raise Conflict("certificates of slices are not renewed from audits; make a new bundle of labelled rows")
     return served.calibrated
 

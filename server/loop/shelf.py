@@ -122,12 +122,12 @@ class Shelf:
 def watched(task: str, calibrated: Calibrated) -> Served:
     """What there is to watch of a bundle: the certificates, of every slice, that let something be trusted."""
     whole, bundle = calibrated.guarantee, calibrated.bundle
-    parts = [] if whole is None else [whole, *getattr(whole, "slices", {}).values()]
+    parts = [] if whole is None else [whole, *whole.slices.values()]
     records = [
         GuaranteeRecord(
             key=part.key,
             task=task,
-            slice=getattr(part, "slice", None),
+            slice=part.slice,
             bundle=bundle.id,
             alpha=part.trusted.alpha,
             delta=part.trusted.delta,
