@@ -156,6 +156,8 @@ class Watch:
             await self.live.catch_up()
         except StoreUnavailable:
             _log.warning("labels are stored, but what follows from them is not known yet")
+        except Exception:
+            _log.exception("cannot follow the store")
 
     def observe(self, decision: Decision) -> None:
         """Takes a decision for what is watched without labels."""
