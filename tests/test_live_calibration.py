@@ -29,7 +29,7 @@ BUNDLE = EXAMPLES / "bundles" / "voice_intent"
 SHOWN = (
     "how many calories are in an apple",
     "make a reservation at 5 pm today for 2 at olive garden",
-    "i am not sure how to spell punctuation",
+    "what is the meaning of life",
 )
 
 
