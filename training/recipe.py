@@ -213,6 +213,8 @@ class Recipe(Strict):
                     f"{self.optimiser.prompts} prompts of {self.rollout.group} rollouts are {rollouts} a step, which "
                     f"{self.processes} processes of micro_batch {self.optimiser.micro_batch} cannot share evenly"
                 )
+            if self.rollout.kind == "forced" and self.grpo.mask_truncated:
+                raise ValueError("`mask_truncated` masks every forced rollout, since each is cut at its decision")
             if self.objective.advantage != "sampled":
                 raise ValueError("`advantage` is `sampled` in reasoned mode: only a decision alone has a closed form")
         return self

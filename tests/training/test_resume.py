@@ -1,0 +1,77 @@
+"""A run that is killed and goes on ends in the weights of one that was not; each run is a process of its own."""
+
+import multiprocessing
+import os
+import random
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+STEPS = 12  # two epochs of 24 prompts, 4 a step
+#: Where a run dies: the step, and the callback's event in it. The save's is between writing and renaming.
+EVENTS = ("on_step_begin", "on_substep_end", "on_step_end", "on_pre_optimizer_step", "on_log")
+
+
+def run(out: Path, die_at: tuple[int, str] | None) -> None:
+    """Trains from the newest checkpoint, kills itself at `die_at`, and writes the weights at the end."""
+    from demur.training import reasoned
+    from demur.training.checkpoints import newest
+    from demur.training.objectives import Objective
+    from tests.training import tiny
+
+    torch.set_num_threads(1)
+    objective = Objective(policy_weight=0.0, target="paper", calibration_weight=0.5)
+    trainer = tiny.trainer(
+        out, objective, rows=tiny.examples(24), optimiser={"steps": STEPS}, saves={"every": 2, "keep": 2}
+    )
+
+    class Death(TrainerCallback):
+        pass
+
+    def die(_self, args, state, control, **kwargs):
+        if die_at is not None and state.global_step == die_at[0]:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    if die_at is not None and die_at[1] == "save":
+        publish = reasoned.publish
+
+        def publish_or_die(written, folder, *, keep):
+            if written.name == f"checkpoint-{die_at[0]}":
+                os.kill(os.getpid(), signal.SIGKILL)
+            return publish(written, folder, keep=keep)
+
+        reasoned.publish = publish_or_die
+    elif die_at is not None:
+        setattr(Death, die_at[1], die)
+        trainer.add_callback(Death())
+    found = newest(out)
+    trainer.train(resume_from_checkpoint=None if found is None else str(found))
+    torch.save(tiny.weights(trainer), out / "weights.pt")
+
+
+@pytest.mark.process
+def test_killed_at_random_moments_and_resumed_equals_never_killed(tmp_path: Path):
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["demur.training.reasoned", "tests.training.tiny"])
+
+    def child(out: Path, die_at: tuple[int, str] | None) -> int:
+        process = context.Process(target=run, args=(out, die_at))
+        process.start()
+        process.join()
+        assert process.exitcode is not None
+        return process.exitcode
+
+    draw = random.Random(5)
+    deaths = [(step, draw.choice(EVENTS)) for step in sorted(draw.sample(range(1, STEPS), 3))]
+    deaths += [(8, "save"), (9, draw.choice(EVENTS))]  # a save; after the first epoch
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert child(whole, None) == 0
+    for death in sorted(deaths):
+        assert child(broken, death) == -signal.SIGKILL, death
+    assert child(broken, None) == 0
+    expected, got = (torch.load(out / "weights.pt") for out in (whole, broken))
+    for name, value in expected.items():
+        assert torch.equal(value, got[name]), name
