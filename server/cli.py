@@ -17,6 +17,7 @@ from demur.server.cli_calibrate import calibrate
 from demur.server.cli_decide import decide
 from demur.server.cli_evaluate import evaluate
 from demur.server.cli_options import flag_values, settings_options
+from demur.server.cli_store import audits, store
 from demur.server.cli_tasks import tasks
 from demur.server.settings import Settings, SettingsError, load_settings
 
@@ -29,10 +30,12 @@ def main() -> None:
     """Demur: a decision server that knows when to demur."""
 
 
+main.add_command(audits)
 main.add_command(bundle)
 main.add_command(calibrate)
 main.add_command(decide)
 main.add_command(evaluate)
+main.add_command(store)
 main.add_command(tasks)
 
 

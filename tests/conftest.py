@@ -1,3 +1,4 @@
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -6,6 +7,7 @@ import pytest
 
 from demur.server.demo_model import export_demo_model
 from demur.server.settings import Settings
+from tests.postgres import cluster, psql
 
 if TYPE_CHECKING:
     from tests.live import Live, LiveServer
@@ -37,3 +39,21 @@ def demo_server(live: "Live") -> Iterator["LiveServer"]:
     server = live.serve(Settings(queue_size=512))
     yield server
     live.stop(server)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """Directory of the socket of a real PostgreSQL."""
+    with cluster() as place:
+        yield place
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """URL of an empty database, of both kinds in turn."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'demur.db'}"
+    place = request.getfixturevalue("postgres")
+    name = f"demur_{uuid.uuid4().hex}"
+    psql(place, f"CREATE DATABASE {name}")
+    return f"postgresql://demur@/{name}?host={place}"

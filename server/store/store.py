@@ -42,18 +42,25 @@ class Store:
     def open(cls, url: URL, *, timeout_s: float = 2.0) -> Self:
         """Connects, and migrates where that is needed. Raises StoreError, which never quotes a password."""
         sqlite = url.get_backend_name() == "sqlite"
+        engines: list[Engine] = []
         try:
             writing = connect(url, timeout_s=timeout_s, pool_size=1 if sqlite else _READERS + 1, writes=True)
+            engines.append(writing)
             reading = connect(url, timeout_s=timeout_s, pool_size=_READERS, writes=False) if sqlite else writing
+            engines.append(reading)
             migrate(writing)
             with reading.connect() as connection:
                 secret = connection.scalar(select(schema.secrets.c.value).where(schema.secrets.c.name == "draws"))
-        except (SQLAlchemyError, OSError) as error:
+            if secret is None:
+                raise StoreError("the store has lost its secret; restore it from a backup")
+        except BaseException as error:
+            for engine in engines:
+                engine.dispose()
+            if not isinstance(error, SQLAlchemyError | OSError):
+                raise
             reason = getattr(error, "orig", None) or error
             shown = url.render_as_string(hide_password=True)
             raise StoreError(f"cannot open the store {shown}: {str(reason).strip() or type(reason).__name__}") from None
-        if secret is None:
-            raise StoreError("the store has lost its secret; restore it from a backup")
         return cls(writing, reading, secret, timeout_s)
 
     @property

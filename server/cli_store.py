@@ -1,0 +1,192 @@
+"""`demur store`: what operators do to a store, and `demur audits`: how many audits to ask for."""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from demur.server.store.records import AuditRecord
+    from demur.server.store.store import Store
+
+
+@click.group()
+def store() -> None:
+    """Look after the store: DEMUR_STORE_URL, else the one in --state-dir."""
+
+
+@click.group()
+def audits() -> None:
+    """Plan audits."""
+
+
+def _place(command: Callable[..., None]) -> Callable[..., None]:
+    """Opens the store that the command's first argument is."""
+
+    @click.option("--state-dir", type=click.Path(path_type=Path, file_okay=False), help="Directory that it is in.")
+    @wraps(command)
+    def opened(state_dir: Path | None, **rest: Any) -> None:
+        with _opened(state_dir) as one:
+            command(one, **rest)
+
+    return opened
+
+
+@contextmanager
+def _opened(state_dir: Path | None) -> "Iterator[Store]":
+    from demur.server.store.database import store_url
+    from demur.server.store.errors import StoreError, StoreUnavailable
+    from demur.server.store.store import Store
+
+    directory = state_dir or (Path(os.environ["DEMUR_STATE_DIR"]) if os.environ.get("DEMUR_STATE_DIR") else None)
+    try:
+        # A directory that is named outdoes a URL from the environment.
+        url = store_url(None if state_dir is not None else os.environ.get("DEMUR_STORE_URL") or None, directory)
+        if url is None:
+            raise click.UsageError("name the store: --state-dir DIR, or DEMUR_STORE_URL")
+        one = Store.open(url, timeout_s=30)
+    except StoreError as error:
+        raise click.ClickException(str(error)) from None
+    try:
+        yield one
+    except StoreUnavailable as error:
+        raise click.ClickException(str(error)) from None
+    finally:
+        one.close()
+
+
+@store.command()
+@_place
+def migrate(one: "Store") -> None:
+    """Bring the store to this version's schema; a server does so by itself when it starts."""
+    from demur.server.store.migrate import revision
+
+    click.echo(f"the store has schema {one.read_now(revision)}")
+
+
+@store.command()
+@_place
+def stats(one: "Store") -> None:
+    """Print what is in the store, as JSON."""
+    from dataclasses import asdict
+
+    from demur.server.store import upkeep
+
+    totals = one.read_now(upkeep.totals)
+    by_task = one.read_now(lambda connection: upkeep.audit_counts(connection, datetime.now(UTC)))
+    said = {**asdict(totals), "audits_by_task": {task: asdict(counts) for task, counts in by_task.items()}}
+    click.echo(json.dumps(said, indent=2, default=lambda at: at.isoformat()))
+
+
+@store.command()
+@click.option("--task", help="Of this task alone.")
+@_place
+def export(one: "Store", task: str | None) -> None:
+    """Write all audits as JSON Lines, in the order drawn, with the labels in force.
+
+    Only drawn decisions are evidence, so only they are exported. Lines with an input are data for `demur calibrate`.
+    """
+    from demur.server.store import upkeep
+
+    def write(connection: Any) -> None:
+        for audit in upkeep.exported(connection, one.options, task):
+            sys.stdout.write(json.dumps(_line(audit), ensure_ascii=False) + "\n")
+
+    one.read_now(write)
+
+
+@store.command()
+@click.option("--id", "ids", multiple=True, help="A decision; may be given again.")
+@click.option("--subject", help="All decisions about this subject.")
+@click.option("--days", type=click.FloatRange(0), help="All decisions older than so many days.")
+@_place
+def purge(one: "Store", ids: tuple[str, ...], subject: str | None, days: float | None) -> None:
+    """Delete decisions for good.
+
+    Of those that were drawn for audit, verdict, probabilities and label stay as evidence; input, hash, key, subject and
+    raw readout go.
+    """
+    from demur.server.store import upkeep
+
+    if sum((bool(ids), subject is not None, days is not None)) != 1:
+        raise click.UsageError("give one of --id, --subject and --days")
+    hashed = None if subject is None else one.hash("subject", subject)
+    before = datetime.now(UTC) - timedelta(days=days or 0)
+    gone = 0
+    while True:
+        if days is not None:
+            some = one.write_now(lambda connection: upkeep.expire(connection, before))
+        else:
+            some = one.write_now(lambda connection: upkeep.erase(connection, ids=list(ids) or None, subject=hashed))
+        gone += some
+        if some < upkeep.BATCH:
+            break
+    click.echo(f"{gone} decisions deleted")
+
+
+@audits.command()
+@click.option("--per-day", type=click.FloatRange(0, min_open=True), required=True, help="Trusted decisions a day.")
+@click.option("--rate", default=0.05, show_default=True, type=click.FloatRange(0, 1, min_open=True), help="Audit rate.")
+@click.option(
+    "--alpha", default=0.05, show_default=True, type=click.FloatRange(0, 1, True, True), help="Promised risk."
+)
+@click.option("--delta", default=0.05, show_default=True, type=click.FloatRange(0, 1, True, True), help="Its level.")
+@click.option("--within-days", default=30.0, show_default=True, help="For the smallest useful rate.")
+def plan(per_day: float, rate: float, alpha: float, delta: float, within_days: float) -> None:
+    """Say what an audit rate costs in labels, and how soon it finds a broken promise."""
+    from demur.calibration.audits import audit_plan
+
+    found = audit_plan(per_day, rate, alpha=alpha, delta=delta, within_days=within_days)
+    rows = [
+        ("labels a day", f"{found.labels_per_day:.1f}"),
+        ("days to find a doubled risk", _days(found.days_to_doubled)),
+        ("days to find a fourfold risk", _days(found.days_to_fourfold)),
+        ("doubled, after a good spell", _days(found.days_to_doubled_after_good)),
+        ("fourfold, after a good spell", _days(found.days_to_fourfold_after_good)),
+    ]
+    useful = found.smallest_useful_rate
+    rows.append(
+        (
+            f"smallest rate that finds a doubled risk within {within_days:g} days",
+            "none" if useful is None else f"{useful:.4f}",
+        )
+    )
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        click.echo(f"{name:<{width}}  {value}")
+
+
+def _days(days: float | None) -> str:
+    return "not found" if days is None else f"{days:.1f}"
+
+
+def _line(audit: "AuditRecord") -> dict[str, Any]:
+    one = audit.decision
+    return {
+        "seq": audit.seq,
+        "id": one.id,
+        "task": one.task,
+        "task_hash": one.task_hash,
+        "at": one.at.isoformat(),
+        "input": one.input,
+        "label": audit.label,
+        "second_label": audit.second,
+        "decision": one.decision,
+        "verdict": one.verdict,
+        "p_correct": one.p_correct,
+        "probabilities": dict(zip(one.options, one.probabilities.tolist(), strict=True)),
+        "scores": [value if value > float("-inf") else None for value in one.scores.tolist()],
+        "label_mass": one.label_mass,
+        "bundle": one.bundle,
+        "guarantee": one.guarantee,
+        "slice": one.slice,
+        "u": one.draw.u,
+        "rate": one.draw.rate,
+    }

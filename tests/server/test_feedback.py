@@ -1,0 +1,219 @@
+"""Decisions are kept, labels come back, people are asked: over the wire, on SQLite and PostgreSQL."""
+
+import asyncio
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import sqlalchemy as sa
+
+from demur.decision.task import AuditSpec, DecisionSpec, Task
+from demur.server.store.database import store_url
+from tests.process.server import wait_for
+
+from .conftest import TEAMS
+
+ALWAYS, NEVER = AuditSpec(1, 1, 1), AuditSpec(0, 0, 0)
+TASKS = {
+    "audited": Task("audited", DecisionSpec(TEAMS), audit=ALWAYS, log_inputs=True, show_audit=True, content_hash="a"),
+    "plain": Task("plain", DecisionSpec(TEAMS), audit=NEVER, content_hash="b"),
+}
+KEYS = {"api_keys": "caller", "feedback_keys": "ann:aaa,bob:bbb", "admin_keys": "boss"}
+
+
+@asynccontextmanager
+async def served(rig, database, **settings):
+    """A client of a server with a store, and the server's parts."""
+    built = rig(store_url=database, **settings)
+    built.registry.current = TASKS
+    loop = built.app.services.loop
+    loop.start()
+    try:
+        async with built.client() as client:
+            yield client, built
+    finally:
+        await loop.aclose()
+
+
+def as_key(key):
+    return {"Authorization": f"Bearer {key}"}
+
+
+async def decide(client, task, *inputs, **more):
+    reply = await client.post("/decide", json={"task": task, "inputs": list(inputs)}, **more)
+    return [item["answer"] for item in reply.json()["items"]]
+
+
+async def stored(client, decision_id, **more):
+    """The decision once it is written behind its answer."""
+    async with asyncio.timeout(20):
+        while True:
+            reply = await client.get(f"/decisions/{decision_id}", **more)
+            if reply.status_code == 200:
+                return reply.json()
+            await asyncio.sleep(0.02)
+
+
+async def test_labels_come_back_and_are_answered_one_by_one(rig, database):
+    async with served(rig, database) as (client, _):
+        (audited,) = await decide(client, "audited", "one")
+        (plain,) = await decide(client, "plain", "two")
+        await stored(client, plain["id"])
+        assert (audited["audit"], "audit" in plain) == (True, False)
+        tomorrow = (datetime.now(UTC) + timedelta(days=1)).isoformat()
+        items = [
+            {"id": audited["id"], "label": "billing", "source": "reviewer"},
+            {"id": plain["id"], "label": "sales"},
+            {"id": plain["id"], "label": "elsewhere"},
+            {"id": "dec_nothing", "label": "sales"},
+            {"id": audited["id"], "label": "sales", "at": tomorrow},
+        ]
+        reply = await client.post("/feedback", json={"items": items})
+        assert [(one["status"], one["evidence"], one["problem"]) for one in reply.json()["items"]] == [
+            ("stored", True, None),
+            ("stored", False, None),
+            ("rejected", False, "not_an_option"),
+            ("rejected", False, "unknown_id"),
+            ("rejected", True, "in_the_future"),
+        ]
+        again = await client.post("/feedback", json=items[1])
+        assert (again.json()["status"], again.status_code) == ("unchanged", 200)
+        assert (await client.post("/feedback", json=items[3])).status_code == 404
+        assert (await client.post("/feedback", json=items[2])).status_code == 422
+        shown = await stored(client, audited["id"])
+        assert ([one["label"] for one in shown["labels"]], shown["audit"]["state"]) == (["billing"], "labelled")
+        assert shown["input"] == "one"
+        assert (await stored(client, plain["id"]))["input"] is None
+        page = (await client.get("/metrics")).text
+        assert 'demur_feedback_total{source="reviewer",task="audited"} 1.0' in page
+        assert "demur_store_up 1.0" in page
+
+
+async def test_limits_and_bad_bodies(rig, database):
+    async with served(rig, database) as (client, _):
+        many = await client.post("/feedback", json={"items": [{"id": "dec_1", "label": "x"}] * 10_000})
+        assert (many.status_code, many.json()["limit"]) == (413, 1_000)
+        for body in ([], {}, {"items": []}, {"id": "dec_1"}, {"id": "dec_1", "label": "x", "at": "2026-01-01"}):
+            assert (await client.post("/feedback", json=body)).status_code == 422
+        for query in ("kind=x", "after=audit", "limit=0"):
+            assert (await client.get(f"/review?{query}")).status_code == 400
+
+
+async def test_a_repeated_request_gets_its_first_answer(rig, database):
+    async with served(rig, database) as (client, _):
+        (one,) = await decide(client, "audited", "one")
+        headers = {"Idempotency-Key": "k1"}
+        body = {"id": one["id"], "label": "sales"}
+        first, *rest = await asyncio.gather(*(client.post("/feedback", json=body, headers=headers) for _ in range(8)))
+        assert first.json()["status"] == "stored"
+        assert {reply.text for reply in rest} == {first.text}
+        other = await client.post("/feedback", json=body | {"label": "billing"}, headers=headers)
+        assert other.status_code == 409
+        assert len((await stored(client, one["id"]))["labels"]) == 1
+
+
+async def test_rights(rig, database):
+    async with served(rig, database, **KEYS) as (client, _):
+        (one,) = await decide(client, "audited", "one", headers=as_key("caller"))
+        body = {"id": one["id"], "label": "sales"}
+        assert (await client.post("/feedback", json=body, headers=as_key("caller"))).status_code == 403
+        assert (await client.get("/review", headers=as_key("caller"))).status_code == 403
+        assert (await client.get(f"/decisions/{one['id']}", headers=as_key("caller"))).status_code == 200
+        assert (await client.post("/feedback", json=body, headers=as_key("bbb"))).json()["status"] == "stored"
+        assert (await stored(client, one["id"], headers=as_key("boss")))["labels"][0]["key"] == "bob"
+
+
+async def test_another_keys_decision_is_not_shown(rig, database):
+    async with served(rig, database, api_keys="caller,other") as (client, _):
+        (one,) = await decide(client, "audited", "one", headers=as_key("caller"))
+        assert (await client.get(f"/decisions/{one['id']}", headers=as_key("other"))).status_code == 404
+
+
+async def test_two_people_work_through_the_queue(rig, database):
+    async with served(rig, database, **KEYS) as (client, _):
+        ann, bob = {"headers": as_key("aaa")}, {"headers": as_key("bbb")}
+        audits = await decide(client, "audited", "1", "2", "3", **ann)
+        (other,) = await decide(client, "plain", "4", **ann)
+        await stored(client, other["id"], **ann)
+        page = (await client.get("/review?limit=3", **ann)).json()
+        assert {item["id"] for item in page["items"]} == {one["id"] for one in audits}
+        assert all("decision" not in item and item["input"] in "123" for item in page["items"])
+        rest = (await client.get("/review", params={"after": page["next"]}, **ann)).json()
+        assert ([item["id"] for item in rest["items"]], rest["next"]) == ([other["id"]], None)
+        mine = page["items"][0]["id"]
+        claimed = (await client.post("/review/claim", json={"ids": [mine, "dec_0"]}, **ann)).json()["items"]
+        assert [(one["claimed"], one.get("problem")) for one in claimed] == [(True, None), (False, "unknown_id")]
+        taken = (await client.post("/review/claim", json={"ids": [mine]}, **bob)).json()["items"]
+        assert taken[0]["problem"] == "claimed_by_another"
+        assert mine not in {item["id"] for item in (await client.get("/review", **bob)).json()["items"]}
+        released = await client.post("/review/release", json={"ids": [mine]}, **ann)
+        assert released.json() == {"items": [{"id": mine, "released": True}]}
+
+
+async def test_without_a_store_the_loop_says_what_to_set(plain):
+    client, _ = plain
+    asked = (("POST", "/feedback"), ("GET", "/review"), ("GET", "/decisions/x"))
+    for reply in [await client.request(method, path) for method, path in asked]:
+        assert reply.status_code == 409
+        assert "state-dir" in reply.json()["detail"]
+
+
+async def test_decisions_go_on_while_the_store_is_stopped(rig, database):
+    async with served(rig, database, store_timeout_s=0.3, log_buffer=3) as (client, built):
+        loop = built.app.services.loop
+        blocker = sa.create_engine(store_url(database, None))
+        with blocker.connect() as connection:
+            if blocker.dialect.name == "sqlite":
+                connection.exec_driver_sql("BEGIN EXCLUSIVE")
+            else:
+                connection.exec_driver_sql("LOCK TABLE counters, decisions IN ACCESS EXCLUSIVE MODE")
+            (drawn,) = await decide(client, "audited", "1")
+            assert (drawn["verdict"], drawn["reason"]) == ("review", "audit_store_unavailable")
+            await asyncio.to_thread(wait_for, lambda: not loop.store.up, 20, "notice of it")
+            rest = await decide(client, "plain", *map(str, range(10, 20)))
+            assert {one["reason"] for one in rest} == {"uncalibrated"}
+            label = await client.post("/feedback", json={"id": drawn["id"], "label": "sales"})
+            assert (label.status_code, label.json()["type"]) == (503, "urn:demur:problem:store_unavailable")
+            assert "Retry-After" in label.headers
+            page = (await client.get("/metrics")).text
+            assert "demur_store_up 0.0" in page
+            assert 'demur_store_lost_total{reason="full"} 8.0' in page
+        blocker.dispose()
+        await asyncio.to_thread(wait_for, lambda: loop.store.up and not loop.log.buffered, 20, "recovery")
+        shown = (await client.get(f"/decisions/{drawn['id']}")).json()
+        assert (shown["reason"], shown["guarantee"]) == ("audit_store_unavailable", None)
+        (later,) = await decide(client, "audited", "2")
+        assert later["audit"] is True
+
+
+@pytest.mark.parametrize("limit", [0, 2])
+async def test_after_too_many_unaudited_decisions_nothing_is_trusted(rig, tmp_path, limit, monkeypatch):
+    from dataclasses import replace
+
+    from demur.server.types import Reason, Verdict
+
+    from . import stub
+
+    answer = stub.answer
+    monkeypatch.setattr(
+        stub,
+        "answer",
+        lambda request: replace(answer(request), verdict=Verdict.TRUST, reason=Reason.ABOVE_TRUST_THRESHOLD),
+    )
+    async with served(rig, f"sqlite:///{tmp_path / 'd.db'}", max_unaudited=limit, store_timeout_s=0.2) as (
+        client,
+        built,
+    ):
+        loop = built.app.services.loop
+        (before,) = await decide(client, "plain", "0")
+        assert before["verdict"] == "trust"
+        with sa.create_engine(f"sqlite:///{tmp_path / 'd.db'}").connect() as connection:
+            connection.exec_driver_sql("BEGIN EXCLUSIVE")
+            await decide(client, "audited", "1")
+            await asyncio.to_thread(wait_for, lambda: not loop.store.up, 20, "notice of it")
+            start = loop.auditor.unaudited
+            verdicts = [(await decide(client, "plain", str(i)))[0]["verdict"] for i in range(4)]
+            trusted = max(0, limit - start)
+            assert verdicts == ["trust"] * trusted + ["review"] * (4 - trusted)
+        await asyncio.to_thread(wait_for, lambda: loop.store.up, 20, "recovery")
+        assert (await decide(client, "plain", "9"))[0]["verdict"] == "trust"

@@ -1,0 +1,283 @@
+"""The store, in SQLite and in PostgreSQL."""
+
+import asyncio
+import dataclasses
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+
+import numpy as np
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+
+from demur.server.store import decisions, labels, review, schema, upkeep
+from demur.server.store.database import store_url
+from demur.server.store.errors import StoreError, StoreUnavailable
+from demur.server.store.labels import LabelGiven
+from demur.server.store.review import Place
+from demur.server.store.store import Store
+from tests.process.server import wait_for
+
+from .making import NOW, record
+
+
+def opened(url, timeout_s=5.0):
+    return Store.open(store_url(url, None), timeout_s=timeout_s)
+
+
+@pytest.fixture
+def store(database):
+    one = opened(database)
+    yield one
+    one.close()
+
+
+def put(store, *records):
+    store.write_now(lambda connection: decisions.put(connection, records))
+
+
+def draw(store, *records, double=False):
+    for one in records:
+        store.write_now(
+            lambda connection, one=one: decisions.put_drawn(connection, one, due=NOW + timedelta(days=7), double=double)
+        )
+
+
+def give(store, *given, key="ann", now=NOW):
+    items = [one if isinstance(one, LabelGiven) else LabelGiven(*one) for one in given]
+    return store.write_now(lambda connection: labels.give(connection, store.options, items, key=key, now=now))
+
+
+def find(store, name):
+    return store.read_now(lambda connection: decisions.find(connection, store.options, name))
+
+
+def test_migrations_make_the_schema_and_run_once_however_many_start(database):
+    with ThreadPoolExecutor(4) as pool:
+        stores = list(pool.map(opened, [database] * 4))
+    assert len({one.u("dec_1") for one in stores}) == 1  # one secret
+    difference = stores[0].read_now(
+        lambda connection: compare_metadata(MigrationContext.configure(connection), schema.metadata)
+    )
+    assert difference == []
+    for one in stores:
+        one.close()
+
+
+def test_a_store_of_a_later_version_is_refused(database):
+    one = opened(database)
+    one.write_now(lambda connection: connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'")))
+    one.close()
+    with pytest.raises(StoreError, match="later"):
+        opened(database)
+
+
+def test_a_decision_comes_back_as_it_was(store):
+    scores = np.array([-1.0, -2.0, -np.inf])
+    one = record("dec_1", scores=scores, input='{"a": 1}', key="k", subject="s", slice="de")
+    put(store, one)
+    found = find(store, "dec_1")
+    for field in dataclasses.fields(one):
+        assert np.array_equal(getattr(found.decision, field.name), getattr(one, field.name)), field.name
+    assert (found.labels, found.audit) == ((), None)
+    assert find(store, "dec_2") is None
+
+
+def test_what_is_stored_again_changes_its_verdict_only(store):
+    put(store, record("dec_1", verdict="trust"))
+    put(store, record("dec_1", verdict="review", reason="audit_store_unavailable", p_correct=0.1))
+    found = find(store, "dec_1").decision
+    assert (found.verdict, found.reason, found.p_correct) == ("review", "audit_store_unavailable", 0.5)
+
+
+def test_draws_are_fair_and_their_own_per_kind(store):
+    u = np.array([[store.u(f"dec_{i}"), store.u(f"dec_{i}", "double")] for i in range(4_000)])
+    assert u.min() >= 0
+    assert u.max() < 1
+    assert abs((u < 0.05).mean() - 0.05) < 4 * (0.05 * 0.95 / 8_000) ** 0.5
+    assert abs(np.corrcoef(u.T)[0, 1]) < 0.07
+
+
+def test_every_label_gets_its_own_answer(store):
+    put(store, record("dec_1"))
+    draw(store, record("dec_2", drawn=True))
+    ahead = NOW + timedelta(hours=1)
+    given = [
+        ("dec_1", "green"),
+        ("dec_2", "red"),
+        ("dec_0", "red"),
+        ("dec_1", "pink"),
+        LabelGiven("dec_2", "blue", at=ahead),
+    ]
+    results = [(one.status, one.evidence, one.problem) for one in give(store, *given)]
+    assert results == [
+        ("stored", False, None),
+        ("stored", True, None),
+        ("rejected", False, "unknown_id"),
+        ("rejected", False, "not_an_option"),
+        ("rejected", True, "in_the_future"),
+    ]
+    assert [one.status for one in give(store, ("dec_1", "green"), ("dec_2", "red"))] == ["unchanged", "unchanged"]
+    assert find(store, "dec_2").audit.error is False
+
+
+def test_corrections_keep_history(store):
+    draw(store, record("dec_1", drawn=True))
+    assert [one.status for one in give(store, ("dec_1", "red"), ("dec_1", "blue"))] == ["stored", "corrected"]
+    assert give(store, ("dec_1", "green"), key="bob")[0].status == "corrected"
+    found = find(store, "dec_1")
+    assert [(one.seq, one.label, one.corrects, one.key) for one in found.labels] == [
+        (1, "red", None, "ann"),
+        (2, "blue", 1, "ann"),
+        (3, "green", 2, "bob"),
+    ]
+    assert (found.audit.label, found.audit.error, found.audit.open) == ("green", True, False)
+
+
+def test_two_people_label_an_audit_without_correcting_each_other(store):
+    draw(store, record("dec_1", drawn=True), double=True)
+    assert give(store, ("dec_1", "red"))[0].status == "stored"
+    assert find(store, "dec_1").audit.open
+    page = {who: queue(store, person=who)[0] for who in ("ann", "bob")}
+    assert ([item.id for item in page["ann"]], [item.id for item in page["bob"]]) == ([], ["dec_1"])
+    assert give(store, ("dec_1", "blue"), key="bob")[0].status == "stored"
+    audit = find(store, "dec_1").audit
+    assert (audit.label, audit.second, audit.open) == ("red", "blue", False)
+    assert store.read_now(upkeep.disagreement) == {"colours": (1, 1)}
+    give(store, ("dec_1", "red"), key="bob")
+    assert store.read_now(upkeep.disagreement) == {"colours": (1, 0)}
+
+
+def queue(store, person="ann", after=None, limit=10, kind=None, now=NOW):
+    return store.read_now(
+        lambda connection: review.page(
+            connection, store.options, task=None, kind=kind, after=after, limit=limit, person=person, now=now
+        )
+    )
+
+
+def test_the_queue_shows_audits_first_oldest_first_and_blind(store):
+    put(store, record("dec_r1"), record("dec_d", verdict="defer"), record("dec_t", verdict="trust"), record("dec_r2"))
+    draw(store, record("dec_a1", drawn=True, verdict="trust", input="x"), record("dec_a2", drawn=True))
+    first, place = queue(store, limit=3)
+    assert [(one.id, one.kind) for one in first] == [("dec_a1", "audit"), ("dec_a2", "audit"), ("dec_r1", "review")]
+    assert (first[0].decision, first[0].p_correct, first[0].input) == (None, None, "x")
+    assert first[2].decision == "red"
+    rest, end = queue(store, after=place)
+    assert [one.id for one in rest] == ["dec_r2", "dec_d"]
+    assert end is None
+    give(store, ("dec_a1", "red"), ("dec_r2", "red"))
+    assert [one.id for one in queue(store)[0]] == ["dec_a2", "dec_r1", "dec_d"]
+    assert queue(store, after=Place("defer", 10**6)) == ([], None)
+
+
+def test_a_claim_keeps_an_item_from_others_until_it_ends(store):
+    put(store, record("dec_1"), record("dec_2"))
+    until = NOW + timedelta(minutes=10)
+    claim = lambda ids, person: store.write_now(  # noqa: E731
+        lambda connection: review.claim(connection, ids, person=person, until=until, now=NOW)
+    )
+    assert claim(["dec_1", "dec_9"], "ann") == {"dec_1": True}
+    assert claim(["dec_1", "dec_2"], "bob") == {"dec_1": False, "dec_2": True}
+    assert [one.id for one in queue(store, "ann")[0]] == ["dec_1"]
+    assert [one.id for one in queue(store, "bob", now=until)[0]] == ["dec_1", "dec_2"]
+    released = store.write_now(lambda connection: review.release(connection, ["dec_1", "dec_2"], person="ann"))
+    assert released == {"dec_1": True, "dec_2": False}
+    # A clock that was set back by a year does not keep the item for one.
+    assert [one.id for one in queue(store, "ann", now=NOW - timedelta(days=365))[0]] == ["dec_1", "dec_2"]
+
+
+def test_processes_number_audits_and_labels_without_gaps(database):
+    stores = [opened(database) for _ in range(2)]
+    names = [f"dec_{i}" for i in range(60)]
+
+    def work(i):
+        one = stores[i % 2]
+        draw(one, record(names[i], drawn=True))
+        give(one, (names[i], "red"), key=str(i))
+
+    with ThreadPoolExecutor(12) as pool:
+        list(pool.map(work, range(len(names))))
+    audits, given = stores[0].read_now(lambda connection: decisions.changes(connection, stores[0].options, 0, 0, 1_000))
+    assert [one.seq for one in audits] == list(range(1, 61))
+    assert [one.seq for one in given] == list(range(1, 61))
+    for one in stores:
+        one.close()
+
+
+def test_a_label_never_comes_before_its_audit(store):
+    draw(store, *(record(f"dec_{i}", drawn=True) for i in range(6)))
+    give(store, *((f"dec_{i}", "blue") for i in (5, 0, 1, 2, 3, 4)))
+    seen, after = set(), (0, 0)
+    while True:
+        audits, given = store.read_now(lambda connection, a=after: decisions.changes(connection, store.options, *a, 2))
+        if not (audits or given):
+            break
+        seen |= {one.decision.id for one in audits}
+        assert all(one.decision_id in seen and one.audit.decision.id == one.decision_id for one in given)
+        after = (audits[-1].seq if audits else after[0], given[-1].seq if given else after[1])
+    assert (len(seen), after) == (6, (6, 6))
+
+
+def test_what_is_erased_stays_as_evidence_only_where_it_was_drawn(store):
+    put(store, record("dec_1", subject="s"), record("dec_2"))
+    draw(store, record("dec_3", drawn=True, subject="s", input="secret", key="k"))
+    give(store, ("dec_3", "blue"), ("dec_1", "red"))
+    assert store.write_now(lambda connection: upkeep.erase(connection, subject="s")) == 2
+    assert find(store, "dec_1") is None
+    assert find(store, "dec_3") is None
+    assert give(store, ("dec_3", "red"))[0].problem == "unknown_id"
+    (audit,) = store.read_now(lambda connection: decisions.drawn(connection, store.options))
+    kept = audit.decision
+    assert (audit.error, kept.guarantee, kept.input, kept.key, kept.subject, len(kept.logprobs)) == (
+        True, "g", None, None, None, 0
+    )  # fmt: skip
+    assert store.write_now(lambda connection: upkeep.expire(connection, NOW + timedelta(seconds=1))) == 1
+    assert store.read_now(upkeep.totals).decisions == 1
+
+
+async def test_a_job_that_fails_takes_no_other_along(store):
+    def wrong(connection):
+        connection.execute(sa.text("INSERT INTO counters (id, audits, labels) VALUES (1, 0, 0)"))
+
+    jobs = [lambda connection, i=i: decisions.put(connection, [record(f"dec_{i}")]) for i in range(20)]
+    jobs.insert(10, wrong)
+    done = await asyncio.gather(*(store.write(job) for job in jobs), return_exceptions=True)
+    assert [type(one) for one in done if one is not None] == [sa.exc.IntegrityError]
+    assert store.read_now(upkeep.totals).decisions == 20
+    assert store.up
+
+
+async def test_a_database_that_stops_is_tried_until_it_is_back(database, postgres, tmp_path):
+    store = opened(database, timeout_s=0.3)
+    blocker = sa.create_engine(store_url(database, None))
+    with blocker.connect() as connection:
+        if blocker.dialect.name == "sqlite":
+            connection.exec_driver_sql("BEGIN EXCLUSIVE")
+        else:
+            connection.exec_driver_sql("LOCK TABLE counters, decisions IN ACCESS EXCLUSIVE MODE")
+        with pytest.raises(StoreUnavailable):
+            await store.write(lambda connection: decisions.put(connection, [record("dec_1")]))
+        await asyncio.to_thread(wait_for, lambda: not store.up, 20, "notice of it")
+        with pytest.raises(StoreUnavailable):  # at once, without waiting
+            await store.write(lambda connection: decisions.put(connection, [record("dec_2")]))
+    blocker.dispose()
+    await asyncio.to_thread(wait_for, lambda: store.up, 20, "recovery")
+    await store.write(lambda connection: decisions.put(connection, [record("dec_3")]))
+    assert find(store, "dec_3") is not None
+    assert find(store, "dec_2") is None
+    store.close()
+
+
+def test_a_wrong_place_is_said_without_the_password(tmp_path):
+    for url in ("mysql://a:sesame@b/c", "sqlite://", "sesame"):
+        with pytest.raises(StoreError) as caught:
+            store_url(url, None)
+        assert "sesame" not in str(caught.value)
+    with pytest.raises(StoreError) as caught:
+        opened(f"postgresql://a:sesame@/b?host={tmp_path}", timeout_s=1)
+    assert "sesame" not in str(caught.value)
+    (tmp_path / "demur.db").write_bytes(b"not a database" * 100)
+    with pytest.raises(StoreError):
+        Store.open(store_url(None, tmp_path))
