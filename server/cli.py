@@ -6,6 +6,7 @@ import logging.config
 import os
 import sys
 from collections.abc import Mapping
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,7 +26,24 @@ DEMO_MODEL = Path("models/demo")
 DEMO_STATE = Path("out/demo-state")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+class Commands(click.Group):
+    """The commands, and those of other packages (`demur train`), which are imported when they are asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All names, sorted."""
+        return sorted({*super().list_commands(ctx), *entry_points(group="demur.commands").names})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of that name, None without one."""
+        if found := super().get_command(ctx, cmd_name):
+            return found
+        for entry in entry_points(group="demur.commands", name=cmd_name):
+            command: click.Command = entry.load()
+            return command
+        return None
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 def main() -> None:
     """Demur: a decision server that knows when to demur."""
 

@@ -93,7 +93,7 @@ def shape(value: Any) -> Any:
 def clone(tmp_path: Path) -> Path:
     """A folder that looks like a clone after `make setup`, for commands that write beside what they read."""
     (tmp_path / ".venv").symlink_to(sys.prefix)
-    for name in ("examples", "deploy", "README.md", "docs"):
+    for name in ("examples", "deploy", "recipes", "README.md", "docs"):
         (tmp_path / name).symlink_to(ROOT / name)
     # Without this an error of the server's would pass: curl itself has succeeded.
     (tmp_path / ".curlrc").write_text("fail-with-body\nshow-error\n")

@@ -101,6 +101,7 @@ def trl_arguments(recipe: Recipe, out: Path, **more: Any) -> GRPOConfig:
             "disable_dropout": False,
             "shuffle_dataset": True,
             "use_vllm": False,
+            "dataloader_pin_memory": torch.cuda.is_available(),
             "remove_unused_columns": False,
             "save_strategy": "steps",
             "save_steps": recipe.saves.every,

@@ -1,0 +1,145 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from safetensors.torch import load_file
+
+from demur.decision.rowhash import training_rows
+from demur.server.cli import main
+from tests.models import build_model
+
+TASK = """\
+name: sky
+question: Which colour?
+options: [red, green, blue]
+readout: letter
+"""
+RECIPE = """\
+name: sky
+task: task.yaml
+method: grpo
+mode: reasoned
+model: {path: model}
+data:
+  train: {path: train.jsonl}
+  evaluate: {dev: {path: dev.jsonl}}
+rollout: {kind: forced, group: 2, max_tokens: 3}
+objective: {target: gold, lambda: 1.0, policy_loss_on_decision: false}
+optimiser: {learning_rate: 1e-3, steps: 2, prompts: 2, micro_batch: 4, gradient_checkpointing: false}
+log: {to: []}
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe with everything that it names."""
+    folder = tmp_path_factory.mktemp("training")
+    build_model("llama", folder / "model")
+    (folder / "task.yaml").write_text(TASK)
+    for name, start in (("train", 0), ("dev", 50)):
+        rows = [{"input": f"thing {i}", "label": ("red", "green", "blue")[i % 3]} for i in range(start, start + 8)]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "recipe.yaml").write_text(RECIPE)
+    return folder
+
+
+def demur(*arguments: str | Path) -> Result:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return CliRunner().invoke(main, ["train", *map(str, arguments)])
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_a_dry_run_checks_everything_and_writes_nothing(folder: Path, tmp_path: Path):
+    result = demur(folder / "recipe.yaml", "--dry-run", "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "rows: train 8, dev 8; 0 dropped" in result.output
+    assert "first batch: cross-entropy" in result.output
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_run_leaves_a_model_that_knows_its_rows_and_where_it_came_from(folder: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    result = demur(folder / "recipe.yaml", "--out", out)
+    assert result.exit_code == 0, result.output
+    before, after = (load_file(path / "model.safetensors") for path in (folder / "model", out / "model"))
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert len(training_rows(out / "model")) == 8
+    made_from: dict[str, Any] = json.loads((out / "model" / "provenance.json").read_text())
+    assert made_from["recipe"]["objective"]["lambda"] == 1.0
+    assert str(tmp_path) not in json.dumps(made_from)
+    again = demur(folder / "recipe.yaml", "--out", out)
+    assert again.exit_code == 1
+    assert "--resume" in again.output
+    other = demur(folder / "recipe.yaml", "--out", out, "--resume", "--set", "seed=3")
+    assert "the recipe of" in other.output
+    assert other.exit_code == 1
+
+
+def test_an_adapter_is_trained_alone(folder: Path, tmp_path: Path):
+    adapter = "model.adapter={r: 2, alpha: 4, dropout: 0.0, targets: [q_proj, v_proj]}"
+    result = demur(folder / "recipe.yaml", "--out", tmp_path, "--set", adapter)
+    assert result.exit_code == 0, result.output
+    found = load_file(tmp_path / "model" / "adapter_model.safetensors")
+    assert found
+    assert all("lora" in name for name in found)
+    assert any(value.abs().sum() > 0 for name, value in found.items() if "lora_B" in name)
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "why"),
+    [
+        ("optimiser.speed=9", 2, "unknown key"),
+        ("data.train.path=none.jsonl", 1, "none.jsonl: cannot be read"),
+        ("data.evaluate.dev.path=train.jsonl", 1, "train.jsonl:1: also stands in an evaluation set"),
+        ("mode=direct", 1, "cannot be run from a recipe yet"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_with_the_reason(
+    folder: Path, tmp_path: Path, change: str, status: int, why: str
+):
+    result = demur(folder / "recipe.yaml", "--out", tmp_path / "out", "--set", change)
+    assert result.exit_code == status
+    assert why in result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_grid_needs_a_cell_and_lists_them():
+    grid = "recipes/paper/grid.yaml"
+    listed = demur(grid, "--list").output.split()
+    assert "qwen3-8b.moderation.grpo.gpu-80gb" in listed
+    unknown = demur(grid, "--cell", "qwen3-9b")
+    assert unknown.exit_code == 2
+    assert "no cell 'qwen3-9b'" in unknown.output
+
+
+def test_every_reasoned_cell_of_the_paper_passes_a_dry_run_on_a_tiny_qwen3(tmp_path: Path):
+    build_model("qwen3", tmp_path / "qwen3")
+    options = ["bank", "library", "store", "mall", "park"]
+    rows = {
+        "commonsense": [{"question": f"Where is thing {i}?", "options": options, "label": "bank"} for i in range(9)],
+        "moderation": [{"input": f"text {i}", "label": ("safe", "unsafe")[i % 2]} for i in range(9)],
+    }
+    for task, values in rows.items():
+        paths = {name: tmp_path / f"{task}_{name}.jsonl" for name in ("train", "dev")}
+        paths["train"].write_text("".join(json.dumps(row) + "\n" for row in values[:6]))
+        paths["dev"].write_text("".join(json.dumps(row) + "\n" for row in values[6:]))
+        for arm in ("grpo", "calibration"):
+            result = demur(
+                *("recipes/paper/grid.yaml", "--cell", f"qwen3-4b.{task}.{arm}.gpus-4", "--dry-run"),
+                *("--set", f"model.path={tmp_path / 'qwen3'}", "--set", "model.dtype=float32"),
+                *("--set", f"data.train={{path: {paths['train']}}}", "--out", tmp_path / "out"),
+                *("--set", f"data.evaluate={{dev: {{path: {paths['dev']}}}}}"),
+            )
+            assert result.exit_code == 0, result.output
+            assert "rows: train 6, dev 3; 0 dropped" in result.output
+
+
+def test_the_schema_that_is_printed_describes_recipes():
+    jsonschema.Draft202012Validator.check_schema(json.loads(demur("--schema").output))
