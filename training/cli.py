@@ -8,6 +8,7 @@ from typing import NoReturn
 import click
 
 from demur.decision.errors import DecisionError, TaskFileError
+from demur.training.errors import TrainingError
 
 _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
@@ -72,7 +73,7 @@ def train(
         click.echo(f"trained: {run.train(prepared, folder, resume=resume)}")
     except TaskFileError as error:
         _fail(str(error), 2)
-    except (DecisionError, OSError) as error:
+    except (DecisionError, TrainingError, OSError) as error:
         _fail(str(error), 1)
 
 

@@ -23,11 +23,14 @@ from demur.calibration import expected_calibration_error
 from demur.training.checkpoints import ASIDE, publish
 from demur.training.data import Example
 from demur.training.decisions import Decision, ForcedDecision, find_decision
+from demur.training.errors import NotFinite, OutOfMemory
 from demur.training.objectives import Objective, brier_term, calibration_targets, calibration_term, label_logprobs
 from demur.training.recipe import Recipe
 from demur.training.trl import GRPOConfig, GRPOTrainer, RepeatSampler, maybe_gather_lm_head_ctx
 
 UNREADABLE = -1
+#: Beside the checkpoints: the micro-batch whose loss was no number.
+FAILED_BATCH = "failed_batch.pt"
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +214,16 @@ class ReasonedTrainer(GRPOTrainer):  # type: ignore[misc]
 
     # --- the loss ---
 
+    def training_step(self, *arguments: Any, **more: Any) -> torch.Tensor:
+        """One micro-batch. Raises NotFinite with the batch saved, or OutOfMemory with a smaller size to try."""
+        try:
+            return super().training_step(*arguments, **more)  # type: ignore[no-any-return]
+        except torch.OutOfMemoryError as error:
+            size = self.args.per_device_train_batch_size
+            smaller = next((n for n in range(size - 1, 0, -1) if size % n == 0), None)
+            hint = f"set optimiser.micro_batch={smaller}" if smaller else "set a smaller rollout.max_tokens"
+            raise OutOfMemory(f"a micro-batch of {size} rollouts does not fit into memory; {hint}") from error
+
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         readable = inputs["decision_position"] != UNREADABLE
         place = inputs["prompt_ids"].size(1) + inputs["decision_position"].clamp(min=0)
@@ -226,7 +239,13 @@ class ReasonedTrainer(GRPOTrainer):  # type: ignore[misc]
         mode, steps = "train" if self.model.training else "eval", self.current_gradient_accumulation_steps
         self._note(mode, "loss/policy", loss.detach() * (steps if mode == "train" else 1))
         term = self._decision_term(rows[0], inputs, readable)
-        return loss if term is None else loss + term
+        loss = loss if term is None else loss + term
+        if not torch.isfinite(loss):
+            path = Path(self.args.output_dir) / FAILED_BATCH
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.save({key: value for key, value in inputs.items() if isinstance(value, torch.Tensor)}, path)
+            raise NotFinite(f"the loss is {loss.item()} at step {self.state.global_step}; its batch is saved in {path}")
+        return loss
 
     def _decision_term(
         self, logits: torch.Tensor, inputs: dict[str, Any], readable: torch.Tensor

@@ -53,6 +53,12 @@ class Model(Strict):
     attention: Literal["sdpa", "eager"] = "sdpa"
     adapter: Adapter | None = None
 
+    @model_validator(mode="after")
+    def _can_hold_a_step(self) -> Self:
+        if self.dtype == "bfloat16" and self.adapter is None:
+            raise ValueError("a step of AdamW is lost in bfloat16 weights; add an `adapter`, or train in float32")
+        return self
+
 
 class Columns(Strict):
     """Where a CSV file or a data set from the Hub keeps what a row needs; `choices.text` looks inside a field.

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from demur.decision.errors import DecisionError
 from demur.decision.prompt import PromptBuilder, split_answer
 from demur.decision.rowhash import TRAINING_ROWS
 from demur.decision.task import Task
@@ -19,6 +18,7 @@ from demur.decision.taskfile import load_task
 from demur.decision.wording import ANSWER_PREFIX
 from demur.training.checkpoints import newest
 from demur.training.data import RunData, load_data
+from demur.training.errors import TrainingError
 from demur.training.objectives import Objective, label_logprobs
 from demur.training.reasoned import ReasonedTrainer, RolloutPlan, as_dataset, decision_reward, trl_arguments
 from demur.training.recipe import Recipe, resolve
@@ -29,10 +29,6 @@ PROVENANCE = "provenance.json"
 MODEL = "model"
 
 _LIBRARIES = ("demur", "torch", "transformers", "trl", "peft", "accelerate", "datasets")
-
-
-class TrainingError(DecisionError):
-    """A run cannot start or go on; the message says what to change."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +43,7 @@ class Prepared:
 
 
 def prepare(recipe: Recipe, folder: Path) -> Prepared:
-    """Reads everything but the weights. Raises DecisionError for whatever would stop the run later."""
+    """Reads everything but the weights. Raises DecisionError or TrainingError for whatever would stop it later."""
     if (recipe.method, recipe.mode) != ("grpo", "reasoned"):
         raise TrainingError(f"`{recipe.method}` in {recipe.mode} mode cannot be run from a recipe yet")
     task = load_task(resolve(recipe.task, folder))

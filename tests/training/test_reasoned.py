@@ -6,6 +6,7 @@ import pytest
 import torch
 from datasets import Dataset
 
+from demur.training.errors import NotFinite, OutOfMemory
 from demur.training.objectives import Objective
 from demur.training.reasoned import UNREADABLE, RolloutPlan, decision_reward, trl_arguments
 from demur.training.trl import GRPOTrainer
@@ -134,3 +135,25 @@ def test_the_calibration_term_moves_confidence_towards_its_target(tmp_path: Path
     assert nll[-1] < 0.5 * nll[0]
     assert all(line["rollouts/unreadable"] == 0 for line in ours_log(trainer) if "rollouts/unreadable" in line)
     assert all("lambda_rel" in line for line in ours_log(trainer) if "loss" in line)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_with_its_batch_saved(tmp_path: Path):
+    trainer = tiny.trainer(tmp_path, CALIBRATED, FORCED, None, decision_reward)
+    usual = trainer._decision_term
+    trainer._decision_term = lambda *given: usual(*given) * (float("nan") if trainer.state.global_step == 1 else 1)
+    with pytest.raises(NotFinite, match="at step 1"):
+        trainer.train()
+    saved = torch.load(tmp_path / "failed_batch.pt")
+    assert saved["completion_ids"].shape[0] == 8
+    assert torch.equal(saved["gold"] >= 0, torch.ones(8, dtype=torch.bool))
+
+
+def test_a_micro_batch_that_does_not_fit_names_a_smaller_one(tmp_path: Path):
+    trainer = tiny.trainer(tmp_path, CALIBRATED, FORCED, None, decision_reward)
+
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("full")
+
+    trainer._decision_term = full
+    with pytest.raises(OutOfMemory, match="micro_batch=4"):
+        trainer.train()

@@ -48,6 +48,7 @@ def test_a_recipe_is_read_with_its_defaults(tmp_path: Path):
     [
         ("name: small", "name: small\nnmae: x", "2: `nmae`: unknown key"),
         ("path: model", "path: model, adapter: {targets: [lm_head]}", "5: `model.adapter`: `lm_head`"),
+        ("path: model", "path: model, dtype: bfloat16", "5: `model`: a step of AdamW is lost"),
         ("  learning_rate: 1e-6", "  learning_rate: 'fast'", "9: `optimiser.learning_rate`"),
         ("  learning_rate: 1e-6", "  prompts: 3\n  micro_batch: 16", "1: ``: 3 prompts of 8 rollouts"),
         ("method: grpo", "method: grpo\nmethod: sft", "4: `method` is given twice"),
