@@ -1,8 +1,9 @@
-"""The Prometheus configuration, judged by Prometheus' own tools and run against the real server."""
+"""The Prometheus configuration, judged by Prometheus' own tools and run against a server with a store."""
 
+import asyncio
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,18 +13,14 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from demur.server.settings import Settings
+from tests.loop.servers import start
 from tests.process.server import free_port, wait_for
+from tests.server.conftest import serving
 
 from .promql import ALERTS, DEPLOY, RECORDED, RULE_FILES, dashboard_expressions, metrics, rules
 
 CONFIG = DEPLOY / "prometheus/prometheus.yml"
 KEY = "a-key-for-prometheus"
-#: Named by the rules, and on the page once the loop serves them.
-COMING = re.compile(
-    "demur_(audits|brier|calibration_error|certificate_(state|expires)|drift|expected|feedback|guarantee|live|re[lc]|"
-    "state_age|store|trusted|unaudited)"
-)
 
 
 def promtool(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -73,9 +70,6 @@ class Prometheus:
     def query(self, expression: str) -> list[Any]:
         return self.get("query", query=expression)["result"]
 
-    def has(self, expression: str) -> bool:
-        return bool(self.query(expression))
-
 
 def configured(folder: Path, target: str) -> Path:
     """The shipped configuration for a server at `target`, with a shorter interval."""
@@ -91,29 +85,35 @@ def configured(folder: Path, target: str) -> Path:
     return folder / "prometheus.yml"
 
 
-@pytest.fixture(scope="module")
-def prometheus(live, tmp_path_factory) -> Iterator[tuple[Prometheus, httpx.Client]]:
-    """A real Prometheus that scrapes a real server, which wants a key; and a client of that server."""
-    folder = tmp_path_factory.mktemp("prometheus")
-    server = live.serve(Settings(api_keys=KEY))
-    config = configured(folder, server.url.removeprefix("http://"))
-    assert promtool("check", "config", config).returncode == 0
-    port = free_port()
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            ["prometheus", f"--config.file={config}", f"--storage.tsdb.path={folder / 'data'}",
-             f"--web.listen-address=127.0.0.1:{port}", "--log.level=warn"],
-            stdout=log, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-    found = Prometheus(f"http://127.0.0.1:{port}")
-    try:
-        with httpx.Client(base_url=server.url, headers={"Authorization": f"Bearer {KEY}"}, timeout=60) as client:
-            wait_for(lambda: _answers(f"{found.url}/-/ready"), 30, "Prometheus")
-            yield found, client
-    finally:
-        process.terminate()
-        process.wait(20)
-        live.stop(server)
+@pytest.fixture
+async def watched(tmp_path) -> AsyncIterator[tuple[Prometheus, httpx.AsyncClient]]:
+    """A real Prometheus that scrapes a server with a store, which wants a key; and a client of that server."""
+    process = await start(tmp_path, feedback_keys=KEY)
+    async with serving(process.app) as url:
+        config = configured(tmp_path, url.removeprefix("http://"))
+        assert promtool("check", "config", config).returncode == 0
+        port = free_port()
+        with (tmp_path / "log").open("wb") as log:
+            program = await asyncio.create_subprocess_exec(
+                "prometheus", f"--config.file={config}", f"--storage.tsdb.path={tmp_path / 'data'}",
+                f"--web.listen-address=127.0.0.1:{port}", "--log.level=warn",
+                stdout=log, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+        found = Prometheus(f"http://127.0.0.1:{port}")
+        try:
+            async with httpx.AsyncClient(base_url=url, headers={"Authorization": f"Bearer {KEY}"}) as client:
+                await until(lambda: _answers(f"{found.url}/-/ready"), "Prometheus")
+                await until(lambda: found.query('up{job="demur"} == 1'), "scrape with the key")
+                yield found, client
+        finally:
+            program.terminate()
+            await program.wait()
+    await process.close()
+
+
+async def until(condition: Callable[[], Any], what: str) -> None:
+    """Waits off the event loop, where the server has to answer meanwhile."""
+    await asyncio.to_thread(wait_for, condition, 30, what)
 
 
 def _answers(url: str) -> bool:
@@ -123,33 +123,42 @@ def _answers(url: str) -> bool:
         return False
 
 
-@pytest.mark.engine
-def test_every_metric_that_rules_and_dashboard_name_is_there(prometheus):
-    _, client = prometheus
-    page = list(text_string_to_metric_families(client.get("/metrics").text))
+async def decide(client: httpx.AsyncClient) -> dict[str, Any]:
+    answer = await client.post("/decide", json={"task": "route", "input": "it does not start"})
+    return answer.raise_for_status().json()
+
+
+async def test_prometheus_evaluates_what_is_asked_and_a_withdrawn_certificate_raises_its_alert(watched):
+    found, client = watched
+    ids = [(await decide(client))["id"] for _ in range(25)]
+    assert (await decide(client))["verdict"] == "trust"
+    page = list(text_string_to_metric_families((await client.get("/metrics")).text))
     suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"]}
     shown = {family.name + suffix for family in page for suffix in suffixes.get(family.type, [""])}
     asked = [rule["expr"] for rule in rules()] + list(dashboard_expressions())
     named = set().union(*map(metrics, asked))
-    assert len(named) > 20
-    assert {name for name in named - shown - RECORDED - {"up"} if not COMING.match(name)} == set()
+    assert len(named) > 30
+    assert named - shown - RECORDED - {"up"} == set(), "metrics that no page shows"
 
-
-@pytest.mark.engine
-def test_prometheus_scrapes_the_server_and_evaluates_what_is_asked_of_it(prometheus):
-    found, client = prometheus
-    wait_for(lambda: found.has('up{job="demur"} == 1'), 20, "scrape with the key")
-    client.post("/decide", json={"task": "voice_intent", "input": "wake me up at six"}).raise_for_status()
-    decided = 'demur_decisions_total{job="demur", task="voice_intent"}'
-    wait_for(lambda: found.has(decided), 20, "decision in Prometheus")
-    assert found.has("vllm:generation_tokens_total"), "the engine's own metrics are on the same page"
+    valid = 'task_state:demur_certificate_state:max{task="route", state="valid"} == 1'
+    await until(lambda: found.query(valid), "valid certificate in Prometheus")
     for expression in dashboard_expressions():
-        found.query(expression)
-    wait_for(lambda: all(rule["lastEvaluation"] > "1" for rule in _evaluated(found)), 20, "evaluation of every rule")
+        await asyncio.to_thread(found.query, expression)
+    await until(lambda: all(rule["health"] != "unknown" for rule in _evaluated(found)), "evaluation of every rule")
     assert {rule["name"]: rule.get("lastError", "") for rule in _evaluated(found) if rule["health"] != "ok"} == {}
-    firing = {re.escape(alert["labels"]["alertname"]) for alert in found.get("alerts")["alerts"]}
-    assert "DemurDown" not in firing
+    assert [alert for alert in _firing(found) if alert["severity"] == "critical"] == []
+
+    body = {"items": [{"id": one, "label": "sales"} for one in ids]}
+    (await client.post("/feedback", json=body)).raise_for_status()
+    assert (await decide(client))["reason"] == "certificate_withdrawn"
+    await until(lambda: any(one["alertname"] == "DemurCertificateWithdrawn" for one in _firing(found)), "alert")
+    (alert,) = [one for one in _firing(found) if one["alertname"] == "DemurCertificateWithdrawn"]
+    assert (alert["task"], alert["severity"]) == ("route", "critical")
 
 
 def _evaluated(found: Prometheus) -> list[Any]:
     return [rule for group in found.get("rules")["groups"] for rule in group["rules"]]
+
+
+def _firing(found: Prometheus) -> list[dict[str, str]]:
+    return [alert["labels"] for alert in found.get("alerts")["alerts"] if alert["state"] == "firing"]
