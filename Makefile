@@ -63,6 +63,7 @@ bench: setup ## run every benchmark (two hours; name one with .venv/bin/python -
 	$(BIN)/python -m benchmarks.calibration
 	$(BIN)/python -m benchmarks.certificates
 	$(BIN)/python -m benchmarks.monitor
+	$(BIN)/python -m benchmarks.synthetic --quick
 
 lock: ## resolve requirements.lock anew (wants uv)
 	uv pip compile pyproject.toml --extra cpu --extra postgres --extra train --group dev --universal --python-version 3.11 \

@@ -26,10 +26,13 @@ QUICK = Budget(steps=150, held_out=4000)
 
 
 def load(path: Path) -> list[Result]:
-    """Results so far; an unfinished last line is left out."""
-    if not path.exists():
-        return []
-    return [Result(**json.loads(line)) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    """Results so far; a last line that was cut off is none."""
+    return [Result(**json.loads(line)) for line in _whole_lines(path)]
+
+
+def _whole_lines(path: Path) -> list[str]:
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [line for line in lines if line.endswith("\n")]
 
 
 def grid(arms: Sequence[str], seeds: int, budget: Budget, path: Path | None) -> list[Result]:
@@ -38,6 +41,9 @@ def grid(arms: Sequence[str], seeds: int, budget: Budget, path: Path | None) -> 
     done = {(r.task, r.arm, r.seed) for r in results if r.steps == budget.steps}
     cells = [(task, arm, seed) for seed in range(seeds) for task in TASKS for arm in arms]
     todo = [cell for cell in cells if cell not in done]
+    if path and todo:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(_whole_lines(path)))
     for cell in tqdm(todo, disable=not sys.stderr.isatty()):
         results.append(train_arm(*cell, budget))
         if path:

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from benchmarks.synthetic.__main__ import QUICK, grid, load
-from benchmarks.synthetic.arms import ARMS, Budget, train_arm
+from benchmarks.synthetic.__main__ import FIGURE, QUICK, RESULTS, grid, load
+from benchmarks.synthetic.arms import ARMS, Budget, bayes_accuracy, train_arm
 from benchmarks.synthetic.figure import figure
 from benchmarks.synthetic.table import claims, table
 from benchmarks.synthetic.task import TASKS
@@ -48,7 +48,6 @@ def test_a_grid_goes_on_where_it_stopped(tmp_path):
     with path.open("a") as file:
         file.write('{"task": "K = 2", "arm"')
     assert load(path) == first
-    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
     both = grid(arms, 1, tiny, path)
     assert [(r.task, r.arm) for r in both] == [(task, arm) for task in TASKS for arm in arms[:1]] + [
         (task, arm) for task in TASKS for arm in arms[1:]
@@ -59,3 +58,11 @@ def test_a_grid_goes_on_where_it_stopped(tmp_path):
     # One arm cannot be compared with another: nothing is claimed.
     assert claims(first).count("\n") == 2
     assert "Where each objective ends" in figure(both).svg()
+
+
+def test_the_document_shows_the_committed_results():
+    results = load(RESULTS)
+    text = FIGURE.with_suffix(".md").read_text()
+    assert all(table(name, bayes_accuracy(task), results) in text for name, task in TASKS.items())
+    assert claims(results) in text
+    assert FIGURE.read_text() == figure(results).svg()
