@@ -1,6 +1,7 @@
 """The decide pipeline: request -> prompt tokens -> engine -> readout -> policy -> decision."""
 
 import asyncio
+import logging
 import secrets
 import time
 from collections import OrderedDict
@@ -19,7 +20,9 @@ from demur.server.calibrated import Applied, Calibrated
 from demur.server.engines.base import Engine, Generation, TokenRead
 from demur.server.errors import EngineUnavailable, Fault, InputTooLong, Invalid
 from demur.server.policy import Evidence, Judgement, judge
-from demur.server.types import DecideRequest, Decision, Standing, Timings, Usage
+from demur.server.types import DecideRequest, Decision, Standing, Timings, Usage, Verdict
+
+_log = logging.getLogger("demur.decide")
 
 #: Compiled inline questions that are kept; registered tasks are kept besides.
 _KEPT_QUESTIONS = 256
@@ -82,6 +85,7 @@ class DecidePipeline:
         self._questions: OrderedDict[DecisionSpec, _Compiled] = OrderedDict()
         self._registered: dict[DecisionSpec, _Compiled] = {}
         self._bundles: Mapping[str, ServedBundle] = {}
+        self._shadows: Mapping[str, ServedBundle] = {}
 
     def prepare(self, tasks: Iterable[Task], bundles: Mapping[str, Calibrated] | None = None) -> Prepared:
         """Compiles tasks, and holds their bundles, given by task name, against them and the model.
@@ -122,6 +126,16 @@ class DecidePipeline:
         self._bundles = {**self._bundles, task.name: served}
         return served
 
+    def serve_shadows(self, tasks: Iterable[Task], bundles: Mapping[str, Calibrated]) -> None:
+        """Lets these bundles judge beside the tasks' own from now on; what they say is counted and touches nothing."""
+        self._shadows = {
+            task.name: ServedBundle.of(
+                bundles[task.name], self._registered[task.spec].prompt, self.engine.identity, task.slice_by
+            )
+            for task in tasks
+            if task.name in bundles
+        }
+
     async def decide(self, request: DecideRequest) -> Decision:
         """See `Decider.decide`."""
         start = time.perf_counter()
@@ -136,7 +150,8 @@ class DecidePipeline:
             ids = prompt.close_thought(ids, thought.ids)
         prior = await self._prior(compiled, meter) if prompt.plan.needs_prior else None
         readout = await self._read(prompt, ids, request.cache_salt, meter, prior)
-        calibrated, applied, judgement = self._judge(request, prompt, readout)
+        served = None if request.task is None else self._bundles.get(request.task.name)
+        calibrated, applied, judgement = self._judge(request, prompt, readout, served)
         total = time.perf_counter() - start
         return Decision(
             id=new_id(),
@@ -162,13 +177,30 @@ class DecidePipeline:
             certificate=judgement.certificate,
             guarantee=judgement.guarantee,
             reading=readout,
+            shadow=self._shadow(request, prompt, readout),
         )
 
+    def _shadow(self, request: DecideRequest, prompt: CompiledPrompt, readout: Readout) -> Verdict | None:
+        """The verdict of the shadow bundle, if the task has one that can judge."""
+        shadow = None if request.task is None else self._shadows.get(request.task.name)
+        if shadow is None:
+            return None
+        try:
+            return self._judge(request, prompt, readout, shadow, watched=False)[2].verdict
+        except Exception:
+            _log.exception("a shadow bundle could not judge")
+            return None
+
     def _judge(
-        self, request: DecideRequest, prompt: CompiledPrompt, readout: Readout
+        self,
+        request: DecideRequest,
+        prompt: CompiledPrompt,
+        readout: Readout,
+        served: ServedBundle | None,
+        *,
+        watched: bool = True,
     ) -> tuple[Calibrated | None, Applied | None, Judgement]:
-        """What the task's bundle makes of a readout, if it has one that fits, and the verdict. Inline: no bundle."""
-        served = self._bundles.get(request.task.name) if request.task is not None else None
+        """What a bundle that fits makes of a readout, and the verdict. `watched`: its certificate is."""
         mismatches = () if served is None else served.mismatches_of(prompt)
         calibrated = None if served is None or mismatches else served.calibrated
         applied = None if calibrated is None else calibrated.apply(readout)
@@ -182,7 +214,7 @@ class DecidePipeline:
             calibrated=calibrated,
             applied=applied,
             mismatches=mismatches,
-            standing=Standing.VALID if guarantee is None else self.standing(guarantee.key),
+            standing=self.standing(guarantee.key) if watched and guarantee is not None else Standing.VALID,
             slice=request.slice,
         )
         return calibrated, applied, judge(request.policy, request.override, evidence)

@@ -52,6 +52,12 @@ class Metrics:
         self.standing: Callable[[str], Standing] = lambda _: Standing.VALID
         #: Told of every decision.
         self.observer: Callable[[Decision], None] = lambda _: None
+        self.shadow = Counter(
+            "demur_shadow_decisions",
+            "Decisions that a shadow bundle judged too: its verdict, and the one that was answered.",
+            ("task", "verdict", "live"),
+            registry=self.registry,
+        )
         self._refresh: Callable[[], None] = lambda: None
         self.in_flight = Gauge("demur_in_flight", "Decisions waiting or running.", registry=self.registry)
         self.queue_size = Gauge(
@@ -93,6 +99,8 @@ class Metrics:
         self.label_mass.labels(task).observe(decision.label_mass)
         if decision.p_correct is not None:
             self.p_correct.labels(task).observe(decision.p_correct)
+        if decision.shadow is not None:
+            self.shadow.labels(task, decision.shadow, decision.verdict).inc()
         self.observer(decision)
 
     def page(self) -> bytes:

@@ -89,6 +89,7 @@ class DemurServer:
         """Serves until a signal or a failure. Raises `DecisionError` for wrong task files and bundles, `OSError`."""
         tasks = read_tasks(self.settings.tasks)
         bundles = read_bundles(self.settings.bundles)
+        self._shadows = read_bundles(self.settings.shadow_bundles)
         listener = bind(self.settings.host, self.settings.port)
         name = self.settings.model_name or Path(self.settings.model or "").name
         self._lifecycle = Lifecycle(self.settings.retry_after_s)
@@ -176,6 +177,7 @@ class DemurServer:
             return
         self._decider.pipeline = pipeline
         self._registry.current, self._registry.bundles = tasks, prepared.bundles
+        pipeline.serve_shadows(tasks.values(), self._shadows)
         if self._watch is not None:
             await self._watch.begin(prepared.bundles)
             self._watch.start()
@@ -247,6 +249,7 @@ class DemurServer:
             try:
                 tasks = await asyncio.to_thread(read_tasks, self.settings.tasks)
                 bundles = await asyncio.to_thread(read_bundles, self.settings.bundles)
+                shadows = await asyncio.to_thread(read_bundles, self.settings.shadow_bundles)
                 if self._watch is not None:
                     bundles = await self._watch.shelf.settle(tasks, bundles)
                 prepared = await asyncio.to_thread(self._prepare, pipeline, tasks, bundles)
@@ -259,6 +262,7 @@ class DemurServer:
                 _log.exception("tasks not reloaded, nor bundles; the old ones stay")
                 return
             self._registry.current, self._registry.bundles = tasks, prepared.bundles
+            pipeline.serve_shadows(tasks.values(), shadows)
             if self._watch is not None:
                 await self._watch.begin(prepared.bundles)
         fields = {"tasks": sorted(tasks), "bundles": sorted(prepared.bundles)}

@@ -43,6 +43,9 @@ class Settings(BaseModel):
     model_name: str | None = Field(None, description="Name that the model answers to; its directory's by default.")
     tasks: Path | None = Field(None, description="Directory of task files, or one such file.")
     bundles: Path | None = Field(None, description="Directory of bundles, or one bundle.")
+    shadow_bundles: Path | None = Field(
+        None, description="Bundles that judge beside those in force; their verdicts are only counted."
+    )
     strict_bundles: bool = Field(False, description="Refuse to start with a bundle that does not fit what is running.")
     state_dir: Path | None = Field(None, description="Directory for the store and for policies set while it runs.")
     store_url: SecretStr | None = Field(

@@ -129,6 +129,7 @@ class Decision:
 
     `probabilities` float64 [K] in option order, calibrated where `calibration` is given. `rule` is the kind of policy
     that was in force, `reason_detail` what a reason leaves open, such as the parts that a bundle does not fit.
+    `shadow`: what the task's shadow bundle would have answered.
     `guarantee`: key of the certificate whose trusted set the decision belongs to, also where it is not trusted since
     that certificate is withdrawn, starved or expired. `reading` is what the model said. `audit`: whether it was drawn,
     None where nobody draws.
@@ -156,6 +157,7 @@ class Decision:
     calibration: CalibrationInfo | None = None
     certificate: CertificateInfo | None = None
     guarantee: str | None = None
+    shadow: Verdict | None = None
     slice: str | None = None
     reading: Readout | None = None
     audit: bool | None = None

@@ -8,9 +8,11 @@ import httpx
 import numpy as np
 import pytest
 
+from demur.server.calibrated import Calibrated
 from demur.server.loop.webhook import Webhook, signature
+from tests.server.bundled import bundle_files, certificates, make_bundle
 
-from .servers import start
+from .servers import AUDITED, start
 
 
 @pytest.fixture
@@ -101,6 +103,17 @@ async def test_attempts_on_one_question_are_counted_and_paid_for(run):
         tried = await process.ask("POST", "/tasks/route/recertify")
         assert (tried["outcome"], tried["attempt"], tried["version"]) == ("nothing_certified", number, None)
         assert tried["delta"] == pytest.approx(0.05 / (number * (number + 1)))
+
+
+async def test_a_shadow_judges_beside_the_live_bundle_and_touches_nothing(run, tmp_path):
+    process = await run()
+    nothing = make_bundle(tmp_path / "shadow", bundle_files(issued=certificates(right=False)))
+    before = await process.decide()
+    process.pipeline.serve_shadows([AUDITED], {"route": Calibrated.of(nothing)})
+    after = await process.decide()
+    assert (after["verdict"], after["calibration"]) == ("trust", before["calibration"])
+    shown = await process.metrics()
+    assert shown['demur_shadow_decisions_total{live="trust",task="route",verdict="defer"}'] == 1
 
 
 async def test_certificates_are_renewed_by_the_schedule(run):
