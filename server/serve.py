@@ -78,6 +78,7 @@ class DemurServer:
         self._registry = Registry({})
         self._engine: VllmEngine | None = None
         self._watch: Watch | None = None
+        self._shadows: Mapping[str, Calibrated] = {}
         self._started = datetime.now(UTC)
         self._status = 0
         self._signals = 0
