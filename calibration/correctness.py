@@ -135,7 +135,17 @@ class CorrectnessModel:
 
     def transform_one(self, probabilities: FloatArray, label_mass: float | None = None) -> float:
         """`transform` of one decision, [K] to a number: the same arithmetic without the row checks, for serving."""
-        return float(self._map(probabilities[None], None if label_mass is None else [label_mass])[0])
+        self._require(label_mass)
+        top = min(float(probabilities.max()), 1.0 - EPSILON)
+        log_odds = float(special.logit(top))
+        if len(self.weights):
+            mass = float(_check_mass([label_mass], 1)[0]) if self.uses_label_mass else 1.0
+            mass = max(min(mass, 1.0 - EPSILON), EPSILON)
+            runner_up = max(float(np.partition(probabilities, -2)[-2]), EPSILON)
+            entropy = special.entr(np.maximum(probabilities, 0.0)).sum()
+            features = np.array((log_odds, special.logit(mass), np.log(top / runner_up), entropy))
+            log_odds = float(self.log_odds(features[None])[0])
+        return float(special.expit(log_odds))
 
     def log_odds(self, features: FloatArray) -> FloatArray:
         """Log-odds of `p_correct` from [n, 4] features."""
@@ -156,11 +166,14 @@ class CorrectnessModel:
             raise InvalidCalibrator(f"weights, means and scales must hold {N_FEATURES} numbers each, or none")
         return model
 
-    def _map(self, p: FloatArray, label_mass: npt.ArrayLike | None) -> FloatArray:
+    def _require(self, label_mass: npt.ArrayLike | None) -> None:
         if self.fitted is None:
             raise NotFitted("CorrectnessModel is not fitted; call fit(probabilities, labels) first")
         if self.uses_label_mass and label_mass is None:
             raise InvalidData("this p_correct was fitted with label masses; they are missing")
+
+    def _map(self, p: FloatArray, label_mass: npt.ArrayLike | None) -> FloatArray:
+        self._require(label_mass)
         mass = _check_mass(label_mass, len(p)) if self.uses_label_mass else np.ones(len(p))
         mapped: FloatArray = special.expit(self.log_odds(_features(p, mass)))
         return mapped
