@@ -166,6 +166,11 @@ class DemurServer:
             prepared = self._prepare(pipeline, tasks, bundles)
             check_bundles(bundles, prepared.bundles, strict=self.settings.strict_bundles)
             await pipeline.adopt(prepared)
+            pipeline.serve_shadows(tasks.values(), self._shadows)
+            self._registry.current, self._registry.bundles = tasks, prepared.bundles
+            if self._watch is not None:
+                await self._watch.begin(prepared.bundles)
+                self._watch.start()
         except (ModelUnusable, DecisionError, DemurError) as error:
             _log.error("cannot serve: %s", error)
             self._lifecycle.fail(str(error))
@@ -173,15 +178,10 @@ class DemurServer:
             return
         except Exception:
             _log.exception("cannot serve")
-            self._lifecycle.fail("the engine did not start")
+            self._lifecycle.fail("the server did not start")
             self._stop(EXIT_UNUSABLE)
             return
         self._decider.pipeline = pipeline
-        self._registry.current, self._registry.bundles = tasks, prepared.bundles
-        pipeline.serve_shadows(tasks.values(), self._shadows)
-        if self._watch is not None:
-            await self._watch.begin(prepared.bundles)
-            self._watch.start()
         self._lifecycle.ready()
         fields = {
             "url": url,
