@@ -30,6 +30,6 @@ def test_the_demo_model_reads_words_better_than_letters(live: "Live") -> None:
 def test_rows_that_are_wrong_are_named(line: str, tmp_path: Path) -> None:
     task = load_task(Path("examples/tasks/voice_intent.yaml"))
     path = tmp_path / "rows.jsonl"
-    path.write_text(json.dumps({"input": "x", "label": "joke"}) + "\n" + line + "\n")
+    path.write_text(json.dumps({"input": "x", "label": task.spec.question.names[0]}) + "\n" + line + "\n")
     with pytest.raises(Exception, match=r"rows\.jsonl:2"):
         read_rows(path, task)
