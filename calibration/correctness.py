@@ -139,7 +139,9 @@ class CorrectnessModel:
         top = min(float(probabilities.max()), 1.0 - EPSILON)
         log_odds = float(special.logit(top))
         if len(self.weights):
-            mass = float(_check_mass([label_mass], 1)[0]) if self.uses_label_mass else 1.0
+            mass = 1.0
+            if self.uses_label_mass and label_mass is not None:
+                mass = float(_check_mass([label_mass], 1)[0])
             mass = max(min(mass, 1.0 - EPSILON), EPSILON)
             runner_up = max(float(np.partition(probabilities, -2)[-2]), EPSILON)
             entropy = special.entr(np.maximum(probabilities, 0.0)).sum()
