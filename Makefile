@@ -14,7 +14,7 @@ LINKS := build/namespace/.linked
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo bundle test lint format bench lock clean
+.PHONY: help setup demo demo-drift bundle test lint format bench lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -39,6 +39,9 @@ $(DEMO)/config.json: | $(STAMP)
 
 demo: setup ## serve the demo model with the example tasks (PORT=8000)
 	$(BIN)/demur serve --demo --port $(PORT)
+
+demo-drift: setup ## break a certificate with shifted traffic, see it withdrawn and renewed: out/drift.png (three minutes)
+	$(BIN)/python examples/drift.py --out out
 
 bundle: setup ## make the bundle that the demo serves anew
 	$(BIN)/demur calibrate --task examples/tasks/voice_intent.yaml --data examples/data/voice_intent.jsonl \

@@ -1,16 +1,16 @@
 """The closed loop at work: a certificate breaks, is withdrawn, and is renewed. `make demo-drift` runs this.
 
 A real server decides real requests from `examples/data/voice_intent.jsonl`; every decision is drawn for audit, and the
-sample's own labels go back through the API, as a person's would. Time is accelerated: a request stands for an hour.
+sample's own labels go back through the API, as a person's would.
 
 1. Traffic as the certificate knows it: requests drawn evenly from the sample.
-2. A shift: most requests now come from the intents that the model gets wrong most often, as if those customers had
-   found the service. Nothing else changes. Decisions go on being trusted, and more of them are wrong.
+2. A shift: most requests now come from the two intents whose trusted decisions were wrong most often in part 1, as if
+   those customers had found the service. It is chosen to hurt; nothing else changes. More of what is trusted is wrong.
 3. The audits show it, and the server withdraws the certificate: from that decision on nothing is trusted.
 4. The operator recertifies on audits drawn since then: a stricter threshold holds, and trust returns for fewer.
 
 Writes `drift.png`, `drift.svg` and the table below into `--out`. Two simplifications: every decision is audited, where
-a real task draws 5%, and labels come at once.
+a real task draws 5%, and labels come at once, where a week of real time would pass.
 """
 
 import argparse
@@ -195,7 +195,7 @@ def draw(story: Story, events: Sequence[tuple[str, int, str]], alpha: float) -> 
         label="since the certificate",
     )
     risk.axhline(alpha, color=RED, linestyle="--", linewidth=1, label="alpha")
-    risk.set_ylim(0, None)
+    risk.set_ylim(0, 1.15 * risk.get_ylim()[1])
     risk.set_ylabel("error among trusted")
     trust.step(x, [step.trusted for step in story.steps], where="pre", color=INK)
     trust.set_ylim(0, 1)
@@ -204,8 +204,8 @@ def draw(story: Story, events: Sequence[tuple[str, int, str]], alpha: float) -> 
     for _, at, words in events:
         for axes in (risk, trust):
             axes.axvline(at, color=INK, linewidth=0.8, linestyle=":")
-        risk.annotate(words, (at, risk.get_ylim()[1]), rotation=90, va="top", ha="right", fontsize=8)
-    risk.legend(loc="upper left", fontsize=8, frameon=False)
+        risk.annotate(words, (at, risk.get_ylim()[1]), xytext=(3, -3), textcoords="offset points", va="top", fontsize=8)
+    risk.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, fontsize=8, frameon=False)
     return Plot(figure, "; ".join(f"{words} at request {at}" for _, at, words in events))
 
 
