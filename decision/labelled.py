@@ -4,8 +4,8 @@
     {"id": "17", "input": {"subject": "..."}, "label": "no", "group": "customer 8"}
 
 `question` and `options` stand in a row only where they differ from row to row, `slice` where a task has slices and the
-input does not name its own; `meta` may hold anything. All faults of a file are reported together. Rows with the same
-content are kept once.
+input does not name its own; `thought` is written reasoning for training to learn; `meta` may hold anything. All faults
+of a file are reported together. Rows with the same content are kept once.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from demur.decision.question import MAX_OPTIONS, MIN_OPTIONS, Option, Question
 from demur.decision.rowhash import row_hash
 from demur.decision.slices import slice_of
 
-_KEYS = frozenset({"id", "input", "label", "question", "options", "group", "slice", "meta"})
+_KEYS = frozenset({"id", "input", "label", "question", "options", "group", "slice", "thought", "meta"})
 _MOST_FAULTS = 20
 
 
@@ -29,7 +29,8 @@ _MOST_FAULTS = 20
 class LabelledRow:
     """One row: `text` as the model reads it, `label` the index of an option (None in unlabelled data).
 
-    `own` is the row's own question, None where it is the task's. `unit` is what counts as one piece of evidence: the
+    `own` is the row's own question, None where it is the task's. `thought` is the reasoning that somebody wrote, never
+    part of the row's hash. `unit` is what counts as one piece of evidence: the
     group, or the row itself. `slice` is given where the task has slices.
     """
 
@@ -41,6 +42,7 @@ class LabelledRow:
     group: str | None = None
     own: Question | None = None
     slice: str | None = None
+    thought: str | None = None
 
     @property
     def unit(self) -> str:
@@ -174,6 +176,7 @@ def _row(line: int, text: bytes, question: Question, labelled: bool, slice_by: s
         group=None if group is None else str(group),
         own=own,
         slice=_slice(value, slice_by),
+        thought=_thought(value),
     )
 
 
@@ -210,6 +213,13 @@ def _slice(value: dict[str, Any], field: str | None) -> str | None:
             f"its slice is unknown: give `{field}` in the input, or `slice` beside it, and not two that differ"
         )
     return found
+
+
+def _thought(value: dict[str, Any]) -> str | None:
+    given = value.get("thought")
+    if given is not None and (not isinstance(given, str) or not given.strip()):
+        raise _Fault(f"`thought` must be text, not {_shown(given)}")
+    return given
 
 
 def _own_question(value: dict[str, Any], question: Question) -> Question | None:

@@ -1,18 +1,52 @@
 """Checkpoints that are whole or not there: written aside, then renamed."""
 
+import json
 import os
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 _NAME = re.compile(r"checkpoint-([0-9]+)")
 
 #: Where a checkpoint is written before it has its name.
 ASIDE = "checkpoint.writing"
+#: In a checkpoint: what was measured on the evaluation sets, if anything was.
+EVALUATION = "evaluation.json"
 
 
-def publish(written: Path, folder: Path, *, keep: int) -> Path:
-    """Gives a finished checkpoint its place in `folder`, and removes all but the `keep` newest.
+class WholeCheckpoints:
+    """Mixed into a transformers Trainer: its checkpoints appear whole, of which the newest stay.
+
+    `keep`: how many. `best_by`: the evaluation set by whose NLL the best one stays too.
+    """
+
+    keep: int = 2
+    best_by: str | None = None
+
+    def evaluation(self) -> dict[str, dict[str, float]]:
+        """What a checkpoint notes of the evaluation sets."""
+        return {}
+
+    def _save_checkpoint(self: Any, model: Any, trial: Any) -> None:
+        folder = Path(self.args.output_dir)
+        self.args.output_dir = str(folder / ASIDE)
+        try:
+            super()._save_checkpoint(model, trial)  # type: ignore[misc]
+        finally:
+            self.args.output_dir = str(folder)
+        found = self.evaluation()
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            written = folder / ASIDE / f"checkpoint-{self.state.global_step}"
+            if found:
+                (written / EVALUATION).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            publish(written, folder, keep=self.keep, best_by=self.best_by)
+        self.accelerator.wait_for_everyone()
+
+
+def publish(written: Path, folder: Path, *, keep: int, best_by: str | None = None) -> Path:
+    """Gives a finished checkpoint its place in `folder`, and removes all but the `keep` newest and the best.
 
     What was written is on the disk before it has its name, so a name never stands for half of it.
     """
@@ -22,9 +56,20 @@ def publish(written: Path, folder: Path, *, keep: int) -> Path:
     shutil.rmtree(target, ignore_errors=True)
     written.rename(target)
     _sync(folder)
+    spared = None if best_by is None else best(folder, best_by)
     for old in complete(folder)[:-keep]:
-        shutil.rmtree(old)
+        if old != spared:
+            shutil.rmtree(old)
     return target
+
+
+def best(folder: Path, evaluated: str) -> Path:
+    """The checkpoint with the least NLL on the evaluation set of that name, the earliest of equals."""
+
+    def nll(checkpoint: Path) -> float:
+        return float(json.loads((checkpoint / EVALUATION).read_text(encoding="utf-8"))[evaluated]["nll"])
+
+    return min(complete(folder), key=nll)
 
 
 def complete(folder: Path) -> list[Path]:

@@ -11,11 +11,8 @@ from demur.decision.labelled import LabelledData, LabelledRow, data_faults
 from demur.decision.prompt import CompiledPrompt, PromptBuilder
 from demur.decision.question import Question
 from demur.decision.task import DecisionSpec, Mode, Task
-from demur.training.recipe import Recipe
+from demur.training.recipe import VALIDATION, Recipe
 from demur.training.sources import read_source
-
-#: The set that `validation` keeps out of the training rows.
-VALIDATION = "validation"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +21,7 @@ class Example:
 
     `prompt`: token ids behind which a thought (reasoned) or the label (direct) follows. `label_ids`: the first token
     of each option's label. `after_thought`: ids that close a thought and lead to the label. `stop_ids` end a thought.
-    `sequences`: the labels' tokens, all of them.
+    `sequences`: the labels' tokens, all of them. `thought`: the row's written thought, where it is learned.
     """
 
     hash: str
@@ -34,6 +31,7 @@ class Example:
     sequences: tuple[tuple[int, ...], ...] = field(repr=False)
     after_thought: tuple[int, ...] = field(repr=False)
     stop_ids: tuple[int, ...] = field(repr=False)
+    thought: tuple[int, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +49,7 @@ class RunData:
         for name, examples in (("train", self.train), *self.evaluate.items()):
             digest.update(f"{name} {len(examples)}\n".encode())
             for example in examples:
-                digest.update(f"{example.hash} {example.gold} {example.prompt}\n".encode())
+                digest.update(f"{example.hash} {example.gold} {example.prompt} {example.thought}\n".encode())
         return digest.hexdigest()
 
 
@@ -77,6 +75,7 @@ def load_data(recipe: Recipe, folder: Path, task: Task, builder: PromptBuilder) 
         sets[VALIDATION] = kept_out
     leaks = _leaks(sets, spec.question)
     compiled = _Compiled(spec, builder)
+    learns_thoughts = recipe.method == "sft" and recipe.mode == "reasoned"
     examples: dict[str, list[Example]] = {}
     found: list[str] = []
     for name, pairs in sets.items():
@@ -87,9 +86,12 @@ def load_data(recipe: Recipe, folder: Path, task: Task, builder: PromptBuilder) 
                 found.append(f"{place}: also stands in an evaluation set, {leaks[row.hash]}")
             elif not row.text.strip() and row.own is None:
                 found.append(f"{place}: the input is empty")
+            elif learns_thoughts and name == "train" and row.thought is None:
+                found.append(f"{place}: no `thought` to learn; SFT in reasoned mode needs written ones")
             else:
+                thought = tuple(builder.encode(row.thought)) if learns_thoughts and row.thought else ()
                 try:
-                    examples[name].append(_example(row, compiled.of(row.own), recipe.max_length))
+                    examples[name].append(_example(row, compiled.of(row.own), recipe.max_length, thought))
                 except InputTooLongError as error:
                     found.append(f"{place}: {error}")
                 except LabelError as error:
@@ -128,8 +130,10 @@ class _Compiled:
         return compiled
 
 
-def _example(row: LabelledRow, compiled: CompiledPrompt, max_length: int) -> Example:
+def _example(row: LabelledRow, compiled: CompiledPrompt, max_length: int, thought: tuple[int, ...]) -> Example:
     assert row.label is not None  # noqa: S101  (read_source reads labelled rows only)
+    if len(thought) > compiled.spec.thought.max_tokens:
+        raise InputTooLongError(len(thought), compiled.spec.thought.max_tokens)
     return Example(
         hash=row.hash,
         gold=row.label,
@@ -138,6 +142,7 @@ def _example(row: LabelledRow, compiled: CompiledPrompt, max_length: int) -> Exa
         sequences=compiled.plan.sequences,
         after_thought=compiled.after_thought,
         stop_ids=compiled.stop_ids,
+        thought=thought,
     )
 
 

@@ -1,4 +1,4 @@
-"""Direct training: a plain loop over any causal language model that decides in one forward pass.
+"""Direct training as a plain loop over batches made on the way; recipes are run by `forward`.
 
     trainer = DirectTrainer(model, objective, DirectSettings(steps=150), batches)
     for line in trainer.run():
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from demur.calibration import accuracy, brier_score, expected_calibration_error, negative_log_likelihood
-from demur.training.direct_loss import DirectLoss, direct_loss
+from demur.training.direct_loss import OWN_CORRECT, DirectLoss, direct_loss, own_correct_loss
 from demur.training.errors import NotFinite, OutOfMemory
 from demur.training.objectives import Objective, label_logprobs
 
@@ -200,25 +200,18 @@ class DirectTrainer:
 class OwnCorrectTrainer(DirectTrainer):
     """A light SFT on the model's own correct decisions, after RL: the rollouts are those of a copy frozen at the start.
 
-    All of a prompt's rollouts are averaged over: gold is learned with the weight the frozen copy decides for it. Its
-    fixed point is therefore proportional to the frozen distribution *times* the posterior. (With fresh instead of
-    frozen rollouts it would be the expected policy gradient, which is an objective already.)
+    See `own_correct_loss`.
     """
 
     def __init__(self, model: Any, settings: DirectSettings, batches: Iterable[PromptBatch]) -> None:
-        objective = Objective(policy_weight=0, target="gold", calibration_weight=1.0)
-        super().__init__(model, objective, settings, batches)
+        super().__init__(model, OWN_CORRECT, settings, batches)
         self.frozen = deepcopy(model).eval().requires_grad_(False)
 
     def _loss(self, part: PromptBatch, accumulation_steps: int) -> DirectLoss:
         logits = decision_logits(self.model, part)
-        seen = direct_loss(self.objective, logits, part.label_ids, part.gold, accumulation_steps=accumulation_steps)
-        gold = part.gold[:, None]
         with torch.no_grad():
-            weight = label_logprobs(decision_logits(self.frozen, part), part.label_ids).gather(1, gold).exp()
-        logprobs = label_logprobs(logits, part.label_ids).gather(1, gold)
-        total = -(weight * logprobs).sum() / (len(part) * accumulation_steps)
-        return replace(seen, total=total, reward=float(weight.mean()))
+            frozen = decision_logits(self.frozen, part)
+        return own_correct_loss(logits, frozen, part.label_ids, part.gold, accumulation_steps=accumulation_steps)
 
 
 def decision_logits(model: Any, batch: PromptBatch) -> Tensor:

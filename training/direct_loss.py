@@ -1,6 +1,6 @@
 """The loss of direct training: one forward gives the whole decision distribution, so nothing is rolled out."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,6 +17,9 @@ from demur.training.objectives import (
     label_logprobs,
     sampled_policy_term,
 )
+
+#: What `own_correct_loss` logs beside its own loss.
+OWN_CORRECT = Objective(policy_weight=0, target="gold", calibration_weight=1.0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -103,6 +106,22 @@ def direct_loss(
         unreadable=policy.unreadable,
         probabilities=probabilities,
     )
+
+
+def own_correct_loss(
+    logits: Tensor, frozen_logits: Tensor, label_ids: Tensor, gold: Tensor, *, accumulation_steps: int = 1
+) -> DirectLoss:
+    """SFT on own correct decisions: gold is learned with the probability that a frozen copy decides for it.
+
+    All of a prompt's rollouts are averaged over. Its fixed point is therefore proportional to the frozen distribution
+    *times* the posterior. (With fresh instead of frozen rollouts it would be the expected policy gradient.)
+    Logits [B, V] of the model and of the frozen copy; the others as for `direct_loss`.
+    """
+    seen = direct_loss(OWN_CORRECT, logits, label_ids, gold, accumulation_steps=accumulation_steps)
+    weight = label_logprobs(frozen_logits.detach(), label_ids).gather(1, gold[:, None]).exp()
+    logprobs = label_logprobs(logits, label_ids).gather(1, gold[:, None])
+    total = -(weight * logprobs).sum() / (len(gold) * accumulation_steps)
+    return replace(seen, total=total, reward=float(weight.mean()))
 
 
 def sample_decisions(

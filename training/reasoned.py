@@ -13,24 +13,22 @@ from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from datasets import Dataset
 from torch.distributed.tensor import DTensor
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 
-from demur.calibration import expected_calibration_error
-from demur.training.checkpoints import ASIDE, publish
+from demur.training.arguments import shared_arguments
+from demur.training.checkpoints import WholeCheckpoints
 from demur.training.data import Example
 from demur.training.decisions import Decision, ForcedDecision, find_decision
 from demur.training.errors import NotFinite, OutOfMemory
 from demur.training.objectives import Objective, brier_term, calibration_targets, calibration_term, label_logprobs
 from demur.training.recipe import Recipe
+from demur.training.seen import FAILED_BATCH, summary
 from demur.training.trl import GRPOConfig, GRPOTrainer, RepeatSampler, maybe_gather_lm_head_ctx
 
 UNREADABLE = -1
-#: Beside the checkpoints: the micro-batch whose loss was no number.
-FAILED_BATCH = "failed_batch.pt"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,27 +64,10 @@ def decision_reward(decision: Sequence[int], gold: Sequence[int], **_: Any) -> l
 
 def trl_arguments(recipe: Recipe, out: Path, **more: Any) -> GRPOConfig:
     """TRL's arguments with everything pinned that a recipe can say or that changes a result."""
-    rollout, grpo, optimiser = recipe.rollout, recipe.grpo, recipe.optimiser
+    rollout, grpo = recipe.rollout, recipe.grpo
     return GRPOConfig(
-        **{
-            "output_dir": str(out),
-            "seed": recipe.seed,
-            "data_seed": recipe.seed,
-            "bf16": recipe.model.dtype == "bfloat16",
-            "gradient_checkpointing": optimiser.gradient_checkpointing,
-            "learning_rate": optimiser.learning_rate,
-            "lr_scheduler_type": optimiser.schedule,
-            "warmup_steps": optimiser.warmup_steps,
-            "weight_decay": optimiser.weight_decay,
-            "adam_beta1": optimiser.beta1,
-            "adam_beta2": optimiser.beta2,
-            "adam_epsilon": optimiser.epsilon,
-            "max_grad_norm": optimiser.max_grad_norm,
-            "optim": "adamw_torch",
-            "num_train_epochs": optimiser.epochs,
-            "max_steps": optimiser.steps or -1,
-            "per_device_train_batch_size": optimiser.micro_batch,
-            "gradient_accumulation_steps": recipe.accumulation,
+        **shared_arguments(recipe, out)
+        | {
             "steps_per_generation": recipe.accumulation,
             "num_generations": rollout.group,
             "num_iterations": grpo.iterations,
@@ -104,14 +85,6 @@ def trl_arguments(recipe: Recipe, out: Path, **more: Any) -> GRPOConfig:
             "disable_dropout": False,
             "shuffle_dataset": True,
             "use_vllm": False,
-            "dataloader_pin_memory": torch.cuda.is_available(),
-            "remove_unused_columns": False,
-            "save_strategy": "steps",
-            "save_steps": recipe.saves.every,
-            "save_total_limit": None,
-            "save_only_model": False,
-            "logging_steps": recipe.log.every,
-            "report_to": list(recipe.log.to),
             "log_completions": False,
         }
         | more
@@ -130,12 +103,12 @@ class EpochSampler(RepeatSampler):  # type: ignore[misc]
         return super().__iter__()  # type: ignore[no-any-return]
 
 
-class ReasonedTrainer(GRPOTrainer):  # type: ignore[misc]
+class ReasonedTrainer(WholeCheckpoints, GRPOTrainer):  # type: ignore[misc]
     """GRPO over thoughts that end in a decision; see the module. `keep`: how many checkpoints stay."""
 
     def __init__(self, *, objective: Objective, plan: RolloutPlan, keep: int = 2, **arguments: Any) -> None:
         super().__init__(**arguments)
-        self.objective, self.plan, self._keep = objective, plan, keep
+        self.objective, self.plan, self.keep = objective, plan, keep
         self._forcing: ForcedDecision | None = None
         self._seen: list[tuple[torch.Tensor, ...]] = []
         add_decision_head(self.accelerator.unwrap_model(self.model))
@@ -295,36 +268,6 @@ class ReasonedTrainer(GRPOTrainer):  # type: ignore[misc]
         )
         sampler.epoch = lambda: int(self.state.epoch or 0)
         return sampler
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        folder = Path(self.args.output_dir)
-        self.args.output_dir = str(folder / ASIDE)
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self.args.output_dir = str(folder)
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            publish(folder / ASIDE / f"checkpoint-{self.state.global_step}", folder, keep=self._keep)
-        self.accelerator.wait_for_everyone()
-
-
-def summary(logprobs: np.ndarray, gold: np.ndarray, decided: np.ndarray) -> dict[str, float]:
-    """What decisions look like: log-probabilities [N, K] of the labels, gold [N] and sampled decision [N]."""
-    p = np.exp(logprobs)
-    gold, top = gold.astype(int), p.argmax(-1)
-    confidence = p.max(-1)
-    one_hot = np.eye(p.shape[1])[gold]
-    return {
-        "accuracy": float((decided == gold).mean()),
-        "accuracy_argmax": float((top == gold).mean()),
-        "confidence": float(confidence.mean()),
-        "ece": float(expected_calibration_error(p / p.sum(-1, keepdims=True), gold)),
-        "brier": float(((p - one_hot) ** 2).sum(-1).mean()),
-        "nll": float(-logprobs[np.arange(len(gold)), gold].mean()),
-        "entropy": float(-(p * logprobs).sum(-1).mean()),
-        "label_mass": float(p.sum(-1).mean()),
-    }
 
 
 def add_decision_head(model: PreTrainedModel) -> None:

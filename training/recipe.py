@@ -23,6 +23,10 @@ Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
+#: The evaluation set that `data.validation` keeps out of the training rows.
+VALIDATION = "validation"
+
+
 class Strict(BaseModel):
     """A section: unknown keys are faults, nothing is converted, nothing changes afterwards."""
 
@@ -64,6 +68,7 @@ class Columns(Strict):
     """Where a CSV file or a data set from the Hub keeps what a row needs; `choices.text` looks inside a field.
 
     `label_keys`: the column with the options' keys, where the label is a key ("A") and not an option's name.
+    `thought`: the column with written reasoning, which SFT in reasoned mode learns.
     """
 
     input: str | None = None
@@ -71,6 +76,7 @@ class Columns(Strict):
     question: str | None = None
     options: str | None = None
     label_keys: str | None = None
+    thought: str | None = None
 
 
 class Source(Strict):
@@ -159,7 +165,8 @@ class Grpo(Strict):
 class Optimiser(Strict):
     """AdamW and its schedule. `steps` wins over `epochs`; `prompts` a step over all processes.
 
-    `micro_batch`: rollouts a forward pass and process; it changes memory and speed, never the gradient.
+    `micro_batch`: rollouts a forward pass and process, or prompts where nothing is rolled out; it changes memory and
+    speed, never the gradient.
     """
 
     learning_rate: Annotated[float, Field(gt=0)] = 1e-6
@@ -178,10 +185,15 @@ class Optimiser(Strict):
 
 
 class Saves(Strict):
-    """A checkpoint every so many optimiser steps, of which the newest are kept; one at the end always."""
+    """A checkpoint every so many optimiser steps, of which the newest are kept; one at the end always.
+
+    `best_by`: the evaluation set by whose NLL the trained model is chosen among the checkpoints; without it, and in
+    reasoned mode, it is the last one.
+    """
 
     every: Positive = 50
     keep: Positive = 2
+    best_by: str | None = None
 
 
 class Log(Strict):
@@ -192,11 +204,15 @@ class Log(Strict):
 
 
 class Recipe(Strict):
-    """One training run. Paths in it are relative to `folder`, the recipe's own."""
+    """One training run. Paths in it are relative to `folder`, the recipe's own.
+
+    `sft` learns the gold decision, in reasoned mode with the thought before it. `own_correct` is a light SFT after
+    RL, in direct mode: the gold decision, weighted with the probability that the model began with.
+    """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
     task: str
-    method: Literal["sft", "grpo"]
+    method: Literal["sft", "grpo", "own_correct"]
     mode: Literal["direct", "reasoned"]
     seed: Count = 0
     processes: Positive = 1
@@ -212,13 +228,25 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def _adds_up(self) -> Self:
-        if self.method == "grpo" and self.mode == "reasoned":
-            rollouts, at_once = self.optimiser.prompts * self.rollout.group, self.optimiser.micro_batch * self.processes
-            if rollouts % at_once:
-                raise ValueError(
-                    f"{self.optimiser.prompts} prompts of {self.rollout.group} rollouts are {rollouts} a step, which "
-                    f"{self.processes} processes of micro_batch {self.optimiser.micro_batch} cannot share evenly"
-                )
+        objective, at_once = self.objective, self.optimiser.micro_batch * self.processes
+        if self.rows_a_step % at_once:
+            of = f" of {self.rollout.group} rollouts are {self.rows_a_step}" if self.rolls_out else ""
+            raise ValueError(
+                f"{self.optimiser.prompts} prompts{of} a step, which {self.processes} processes of micro_batch "
+                f"{self.optimiser.micro_batch} cannot share evenly"
+            )
+        if self.method == "own_correct" and self.mode == "reasoned":
+            raise ValueError("`own_correct` is a method of direct mode")
+        if self.method != "grpo" and (objective.lambda_ or objective.brier):
+            raise ValueError(f"`{self.method}` learns gold decisions: a `lambda` or `brier` belongs to `grpo`")
+        if self.saves.best_by is not None and self.saves.best_by not in self.evaluated:
+            raise ValueError(f"`best_by` names no evaluation set; there is {', '.join(self.evaluated) or 'none'}")
+        if self.saves.best_by is not None and self.rolls_out:
+            raise ValueError("`best_by` needs one forward pass a row: it cannot choose among reasoned checkpoints")
+        minimised = objective.policy_loss_on_decision or objective.lambda_ or objective.brier
+        if self.method == "grpo" and not self.rolls_out and not minimised:
+            raise ValueError("nothing is minimised: no policy loss on the decision, no `lambda`, no `brier`")
+        if self.rolls_out:
             if self.rollout.kind == "forced" and self.grpo.mask_truncated:
                 raise ValueError("`mask_truncated` masks every forced rollout, since each is cut at its decision")
             if self.objective.advantage != "sampled":
@@ -226,10 +254,24 @@ class Recipe(Strict):
         return self
 
     @property
+    def rolls_out(self) -> bool:
+        """Whether completions are drawn; without, a row is one forward pass."""
+        return self.method == "grpo" and self.mode == "reasoned"
+
+    @property
+    def rows_a_step(self) -> int:
+        """Rollouts, or prompts where nothing is rolled out, an optimiser step."""
+        return self.optimiser.prompts * (self.rollout.group if self.rolls_out else 1)
+
+    @property
     def accumulation(self) -> int:
         """Micro-batches an optimiser step and process."""
-        rollouts = self.optimiser.prompts * self.rollout.group
-        return max(1, rollouts // (self.optimiser.micro_batch * self.processes))
+        return self.rows_a_step // (self.optimiser.micro_batch * self.processes)
+
+    @property
+    def evaluated(self) -> tuple[str, ...]:
+        """Names of the evaluation sets."""
+        return (*self.data.evaluate, *([VALIDATION] if self.data.validation > 0 else []))
 
 
 def resolve(path: str, folder: Path) -> Path:

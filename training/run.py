@@ -2,31 +2,37 @@
 
 import hashlib
 import json
+import os
 import platform
-from dataclasses import dataclass
+import shutil
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from demur.decision.prompt import PromptBuilder, split_answer
 from demur.decision.rowhash import TRAINING_ROWS
 from demur.decision.task import Task
 from demur.decision.taskfile import load_task
 from demur.decision.wording import ANSWER_PREFIX
-from demur.training.checkpoints import newest
+from demur.training.checkpoints import EVALUATION, best, newest
 from demur.training.data import RunData, load_data
+from demur.training.direct_loss import OWN_CORRECT
 from demur.training.errors import TrainingError
+from demur.training.forward import ForwardTrainer, collate, forward_arguments, last_logits
 from demur.training.objectives import Objective, label_logprobs
-from demur.training.reasoned import ReasonedTrainer, RolloutPlan, as_dataset, decision_reward, trl_arguments
 from demur.training.recipe import Recipe, resolve
+from demur.training.weights import adapter_config, load_weights, merge, model_place
 
 #: Beside every run's checkpoints: what it was made from.
 PROVENANCE = "provenance.json"
-#: Under a run's folder: the trained model.
-MODEL = "model"
+#: Under a run's folder: the trained model, or its adapter, and the model with the adapter merged.
+MODEL, MERGED = "model", "merged"
+#: PEFT's settings beside an adapter.
+ADAPTER = "adapter_config.json"
 
 _LIBRARIES = ("demur", "torch", "transformers", "trl", "peft", "accelerate", "datasets")
 
@@ -44,46 +50,32 @@ class Prepared:
 
 def prepare(recipe: Recipe, folder: Path) -> Prepared:
     """Reads everything but the weights. Raises DecisionError or TrainingError for whatever would stop it later."""
-    if (recipe.method, recipe.mode) != ("grpo", "reasoned"):
-        raise TrainingError(f"`{recipe.method}` in {recipe.mode} mode cannot be run from a recipe yet")
     task = load_task(resolve(recipe.task, folder))
-    place = _model_place(recipe, folder)
-    tokenizer = AutoTokenizer.from_pretrained(place, revision=recipe.model.revision)
+    tokenizer = AutoTokenizer.from_pretrained(model_place(recipe, folder), revision=recipe.model.revision)
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return Prepared(recipe, folder, task, tokenizer, load_data(recipe, folder, task, PromptBuilder(tokenizer)))
 
 
-def trainer_of(prepared: Prepared, out: Path, **arguments: Any) -> ReasonedTrainer:
-    """The trainer of a prepared recipe, its weights loaded."""
-    recipe, adapter = prepared.recipe, None
-    if recipe.model.adapter is not None:
-        from peft import LoraConfig
+def trainer_of(prepared: Prepared, out: Path, **arguments: Any) -> Any:
+    """The trainer of a prepared recipe, its weights loaded: a ReasonedTrainer or a ForwardTrainer."""
+    recipe = prepared.recipe
+    return (_reasoned if recipe.rolls_out else _forward)(prepared, out, arguments)
 
-        given = recipe.model.adapter
-        adapter = LoraConfig(
-            r=given.r,
-            lora_alpha=given.alpha,
-            lora_dropout=given.dropout,
-            target_modules=list(given.targets),
-            bias="none",
-            task_type="CAUSAL_LM",
-        )
-    model = AutoModelForCausalLM.from_pretrained(
-        _model_place(recipe, prepared.folder),
-        revision=recipe.model.revision,
-        dtype=getattr(torch, recipe.model.dtype),
-        attn_implementation=recipe.model.attention,
-    )
-    layout = prepared.task.spec.layout
+
+def _reasoned(prepared: Prepared, out: Path, arguments: dict[str, Any]) -> Any:
+    # Imported here: only this needs TRL, which takes some seconds.
+    from demur.training.reasoned import ReasonedTrainer, RolloutPlan, as_dataset, decision_reward, trl_arguments
+
+    recipe, layout = prepared.recipe, prepared.task.spec.layout
     answer, _ = split_answer(ANSWER_PREFIX if layout.answer_prefix is None else layout.answer_prefix)
     return ReasonedTrainer(
         objective=objective_of(recipe),
         plan=RolloutPlan(recipe.rollout.kind == "forced", recipe.rollout.max_tokens, answer.strip()),
         keep=recipe.saves.keep,
-        model=model,
-        peft_config=adapter,
+        model=load_weights(recipe, prepared.folder),
+        peft_config=adapter_config(recipe),
         processing_class=prepared.tokenizer,
         reward_funcs=decision_reward,
         args=trl_arguments(recipe, out, **arguments),
@@ -91,9 +83,34 @@ def trainer_of(prepared: Prepared, out: Path, **arguments: Any) -> ReasonedTrain
     )
 
 
+def _forward(prepared: Prepared, out: Path, arguments: dict[str, Any]) -> ForwardTrainer:
+    recipe = prepared.recipe
+    model = load_weights(recipe, prepared.folder)
+    if recipe.model.adapter is not None:
+        from peft import get_peft_model
+
+        model = get_peft_model(model, adapter_config(recipe))
+    return ForwardTrainer(
+        model=model,
+        args=forward_arguments(recipe, out, **arguments),
+        train_dataset=prepared.data.train,
+        pad_id=prepared.tokenizer.pad_token_id,
+        objective=objective_of(recipe),
+        learns_prefix=recipe.rollout.kind == "free",
+        evaluate=prepared.data.evaluate,
+        own_correct=recipe.method == "own_correct",
+        keep=recipe.saves.keep,
+        best_by=recipe.saves.best_by,
+    )
+
+
 def objective_of(recipe: Recipe) -> Objective:
     """A recipe's objective as the loss functions take it."""
     given = recipe.objective
+    if recipe.method == "own_correct":
+        return OWN_CORRECT
+    if recipe.method == "sft":
+        return Objective(policy_weight=0, target="gold", calibration_weight=1.0, over=given.over)
     return Objective(
         policy_weight=float(given.policy_loss_on_decision),
         advantage=given.advantage,
@@ -114,9 +131,10 @@ def train(prepared: Prepared, out: Path, *, resume: bool, **arguments: Any) -> P
     Raises TrainingError where the folder holds a run and `resume` was not asked for, or where the recipe or the data
     are not those that the run began with.
     """
+    recipe, model = prepared.recipe, out / MODEL
     found = newest(out)
     made_from = provenance(prepared)
-    if (found or (out / MODEL).exists()) and not resume:
+    if (found or model.exists()) and not resume:
         raise TrainingError(f"{out} holds a run already; go on with --resume, or give another --out")
     noted = out / PROVENANCE
     if found is not None and noted.is_file():
@@ -124,21 +142,46 @@ def train(prepared: Prepared, out: Path, *, resume: bool, **arguments: Any) -> P
         for what in ("recipe", "data", "task"):
             if before[what] != made_from[what]:
                 raise TrainingError(f"the {what} of {out} changed since its run began; give another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    noted.write_text(json.dumps(made_from, indent=1) + "\n", encoding="utf-8")
+    if _is_first():
+        out.mkdir(parents=True, exist_ok=True)
+        _write(noted, made_from)
     trainer = trainer_of(prepared, out, **arguments)
     trainer.train(resume_from_checkpoint=None if found is None else str(found))
-    trainer.save_model(str(out / MODEL))
-    prepared.tokenizer.save_pretrained(out / MODEL)
-    hashes = sorted({example.hash for example in prepared.data.train})
-    (out / MODEL / TRAINING_ROWS).write_text("\n".join(hashes) + "\n", encoding="ascii")
-    (out / MODEL / PROVENANCE).write_text(noted.read_text(encoding="utf-8"), encoding="utf-8")
-    return out / MODEL
+    chosen = {"step": trainer.state.global_step}
+    if recipe.saves.best_by is not None:
+        checkpoint = best(out, recipe.saves.best_by)
+        trainer._load_from_checkpoint(str(checkpoint))  # noqa: SLF001
+        evaluation = json.loads((checkpoint / EVALUATION).read_text(encoding="utf-8"))
+        chosen = {"step": int(checkpoint.name.rpartition("-")[2]), "by": recipe.saves.best_by, "evaluation": evaluation}
+    trainer.save_model(str(model))
+    if _is_first():
+        # The trainer's own, pickled: paths and all.
+        (model / "training_args.bin").unlink(missing_ok=True)
+        if recipe.model.adapter is not None:
+            settings = json.loads((model / ADAPTER).read_text(encoding="utf-8"))
+            _write(model / ADAPTER, settings | {"base_model_name_or_path": recipe.model.path})
+        prepared.tokenizer.save_pretrained(model)
+        hashes = sorted({example.hash for example in prepared.data.train})
+        (model / TRAINING_ROWS).write_text("\n".join(hashes) + "\n", encoding="ascii")
+        _write(model / PROVENANCE, made_from | {"chosen": chosen})
+    return model
+
+
+def merged(prepared: Prepared, out: Path) -> Path:
+    """The directory of a trained run's whole model: with an adapter, one that is written now, merged."""
+    if prepared.recipe.model.adapter is None:
+        return out / MODEL
+    merge(prepared.recipe, prepared.folder, out / MODEL, out / MERGED)
+    prepared.tokenizer.save_pretrained(out / MERGED)
+    for name in (TRAINING_ROWS, PROVENANCE):
+        shutil.copy(out / MODEL / name, out / MERGED / name)
+    return out / MERGED
 
 
 def dry_run(prepared: Prepared, out: Path) -> list[str]:
     """What a run would do, a line each: rows, labels, a prompt's length, memory, and the first batch's losses."""
     recipe, data = prepared.recipe, prepared.data
+    rolls, rollouts = recipe.rolls_out, f" x {recipe.rollout.group} rollouts" if recipe.rolls_out else ""
     trainer = trainer_of(prepared, out, report_to=[])
     parameters = sum(value.numel() for value in trainer.model.parameters())
     trained = sum(value.numel() for value in trainer.model.parameters() if value.requires_grad)
@@ -147,22 +190,18 @@ def dry_run(prepared: Prepared, out: Path) -> list[str]:
     # Weights, and for what is trained its gradient, AdamW's two moments in float32 and the master copy.
     gibibytes = (parameters * size + trained * (size + 8)) / 2**30
     rows = data.train[: recipe.optimiser.micro_batch]
-    width = max(len(row.prompt) for row in rows)
-    pad = prepared.tokenizer.pad_token_id
-    ids = torch.tensor([[pad] * (width - len(row.prompt)) + list(row.prompt) for row in rows])
-    mask = torch.tensor([[0] * (width - len(row.prompt)) + [1] * len(row.prompt) for row in rows])
+    bare = [replace(row, thought=(), after_thought=()) for row in rows]
+    inputs = collate(bare, pad_id=prepared.tokenizer.pad_token_id, learns_prefix=False)
+    inputs = {name: value.to(trainer.accelerator.device) for name, value in inputs.items()}
     with torch.no_grad():
-        device = trainer.accelerator.device
-        logits = trainer.model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits[:, -1]
-    labels = torch.tensor([row.label_ids for row in rows], device=logits.device)
-    gold = torch.tensor([[row.gold] for row in rows], device=logits.device)
-    loss = -label_logprobs(logits, labels).gather(-1, gold).mean().item()
+        logits = last_logits(trainer.model, inputs)[:, -1]
+    loss = -label_logprobs(logits, inputs["label_ids"]).gather(-1, inputs["gold"][:, None]).mean().item()
     sets = ", ".join(f"{name} {len(examples)}" for name, examples in (("train", data.train), *data.evaluate.items()))
     return [
         f"rows: {sets}; {len(data.dropped)} dropped; fingerprint {data.fingerprint[:16]}",
         f"labels: {len(data.train[0].label_ids)}, first tokens {list(data.train[0].label_ids)}",
-        f"longest prompt: {longest} tokens, and {recipe.rollout.max_tokens} to write",
-        f"a step: {recipe.optimiser.prompts} prompts x {recipe.rollout.group} rollouts in {recipe.accumulation} parts",
+        f"longest prompt: {longest} tokens" + (f", and {recipe.rollout.max_tokens} to write" if rolls else ""),
+        f"a step: {recipe.optimiser.prompts} prompts{rollouts} in {recipe.accumulation} parts",
         f"parameters: {parameters:,}, of which {trained:,} are trained",
         f"memory: {gibibytes:.2f} GiB for weights, gradients and optimiser, besides activations",
         f"first batch: cross-entropy {loss:.4f} of the labels right behind the prompt",
@@ -185,7 +224,10 @@ def provenance(prepared: Prepared) -> dict[str, Any]:
     }
 
 
-def _model_place(recipe: Recipe, folder: Path) -> str:
-    """A directory beside the recipe where there is one, else a name on the Hub."""
-    path = resolve(recipe.model.path, folder)
-    return str(path) if path.is_dir() else recipe.model.path
+def _is_first() -> bool:
+    """Whether this is the process that writes files; torchrun and accelerate say so."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _write(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")

@@ -68,7 +68,7 @@ def _as_lines(rows: Iterable[tuple[int, Mapping[str, Any]]], columns: Columns, n
 
 def _row(row: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
     value: dict[str, Any] = {}
-    for key in ("input", "question", "options", "label"):
+    for key in ("input", "question", "options", "label", "thought"):
         column = getattr(columns, key)
         if key == "input" and column is None and columns.question is None:
             column = "input"

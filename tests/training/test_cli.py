@@ -82,6 +82,56 @@ def test_a_run_leaves_a_model_that_knows_its_rows_and_where_it_came_from(folder:
     assert other.exit_code == 1
 
 
+def sets(*changes: str) -> list[str]:
+    return [word for change in changes for word in ("--set", change)]
+
+
+POLICY = "objective={target: gold, policy_loss_on_decision: true}"
+DIRECT = sets("mode=direct", "optimiser.micro_batch=2", POLICY)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ("method=sft",),
+        ("method=own_correct",),
+        ("objective.advantage=group_exact", "objective.lambda=0.5", "objective.target_decision=argmax"),
+        ("objective.policy_loss_on_decision=false", "objective.brier=1.0"),
+    ],
+)
+def test_direct_mode_runs_with_every_kind_of_objective(folder: Path, tmp_path: Path, changes: tuple[str, ...]):
+    asked = (folder / "recipe.yaml", "--out", tmp_path, *DIRECT, *sets(*changes))
+    checked = demur(*asked, "--dry-run")
+    assert checked.exit_code == 0, checked.output
+    assert "a step: 2 prompts in 1 parts" in checked.output
+    result = demur(*asked, *sets("saves={every: 1, best_by: dev}"))
+    assert result.exit_code == 0, result.output
+    before, after = (load_file(path / "model.safetensors") for path in (folder / "model", tmp_path / "model"))
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    chosen = json.loads((tmp_path / "model" / "provenance.json").read_text())["chosen"]
+    assert chosen["step"] in (1, 2)
+    assert chosen["evaluation"]["dev"]["nll"] > 0
+    # A run that has ended is only looked at again.
+    again = demur(*asked, *sets("saves={every: 1, best_by: dev}"), "--resume")
+    assert again.exit_code == 0, again.output
+    same = load_file(tmp_path / "model" / "model.safetensors")
+    assert all(torch.equal(value, after[name]) for name, value in same.items())
+
+
+def test_a_thought_is_learned_where_rows_have_one(folder: Path, tmp_path: Path):
+    changes = ("method=sft", "optimiser.micro_batch=2", "objective.lambda=0.0", "rollout.max_tokens=30")
+    asked = (folder / "recipe.yaml", "--out", tmp_path / "out", *sets(*changes))
+    without = demur(*asked)
+    assert without.exit_code == 1
+    assert "train.jsonl:1: no `thought` to learn" in without.output
+    rows = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
+    written = tmp_path / "written.jsonl"
+    written.write_text("".join(json.dumps(row | {"thought": f"it looks {row['label']}"}) + "\n" for row in rows))
+    result = demur(*asked, *sets(f"data.train.path={written}"))
+    assert result.exit_code == 0, result.output
+    assert "'loss/thought'" in result.output
+
+
 def test_an_adapter_is_trained_alone(folder: Path, tmp_path: Path):
     adapter = "model.adapter={r: 2, alpha: 4, dropout: 0.0, targets: [q_proj, v_proj]}"
     result = demur(folder / "recipe.yaml", "--out", tmp_path, "--set", adapter)
@@ -98,13 +148,16 @@ def test_an_adapter_is_trained_alone(folder: Path, tmp_path: Path):
         ("optimiser.speed=9", 2, "unknown key"),
         ("data.train.path=none.jsonl", 1, "none.jsonl: cannot be read"),
         ("data.evaluate.dev.path=train.jsonl", 1, "train.jsonl:1: also stands in an evaluation set"),
-        ("mode=direct", 1, "cannot be run from a recipe yet"),
+        ("method=own_correct optimiser.micro_batch=2", 2, "`own_correct` is a method of direct mode"),
+        ("method=sft optimiser.micro_batch=2", 2, "a `lambda` or `brier` belongs to `grpo`"),
+        ("optimiser.micro_batch=3", 2, "cannot share evenly"),
+        ("saves.best_by=test", 2, "`best_by` names no evaluation set"),
     ],
 )
 def test_what_cannot_be_run_is_refused_with_the_reason(
     folder: Path, tmp_path: Path, change: str, status: int, why: str
 ):
-    result = demur(folder / "recipe.yaml", "--out", tmp_path / "out", "--set", change)
+    result = demur(folder / "recipe.yaml", "--out", tmp_path / "out", *sets(*change.split()))
     assert result.exit_code == status
     assert why in result.output
     assert not (tmp_path / "out").exists()
@@ -119,18 +172,18 @@ def test_a_grid_needs_a_cell_and_lists_them():
     assert "no cell 'qwen3-9b'" in unknown.output
 
 
-def test_every_reasoned_cell_of_the_paper_passes_a_dry_run_on_a_tiny_qwen3(tmp_path: Path):
+def test_every_arm_of_the_paper_passes_a_dry_run_on_a_tiny_qwen3(tmp_path: Path):
     build_model("qwen3", tmp_path / "qwen3")
     options = ["bank", "library", "store", "mall", "park"]
     rows = {
-        "commonsense": [{"question": f"Where is thing {i}?", "options": options, "label": "bank"} for i in range(9)],
-        "moderation": [{"input": f"text {i}", "label": ("safe", "unsafe")[i % 2]} for i in range(9)],
+        "commonsense": [{"question": f"Where is thing {i}?", "options": options, "label": "bank"} for i in range(12)],
+        "moderation": [{"input": f"text {i}", "label": ("safe", "unsafe")[i % 2]} for i in range(12)],
     }
     for task, values in rows.items():
         paths = {name: tmp_path / f"{task}_{name}.jsonl" for name in ("train", "dev")}
-        paths["train"].write_text("".join(json.dumps(row) + "\n" for row in values[:6]))
-        paths["dev"].write_text("".join(json.dumps(row) + "\n" for row in values[6:]))
-        for arm in ("grpo", "calibration"):
+        paths["train"].write_text("".join(json.dumps(row) + "\n" for row in values[:9]))
+        paths["dev"].write_text("".join(json.dumps(row) + "\n" for row in values[9:]))
+        for arm in ("sft", "grpo", "calibration"):
             result = demur(
                 *("recipes/paper/grid.yaml", "--cell", f"qwen3-4b.{task}.{arm}.gpus-4", "--dry-run"),
                 *("--set", f"model.path={tmp_path / 'qwen3'}", "--set", "model.dtype=float32"),
@@ -138,7 +191,7 @@ def test_every_reasoned_cell_of_the_paper_passes_a_dry_run_on_a_tiny_qwen3(tmp_p
                 *("--set", f"data.evaluate={{dev: {{path: {paths['dev']}}}}}"),
             )
             assert result.exit_code == 0, result.output
-            assert "rows: train 6, dev 3; 0 dropped" in result.output
+            assert "rows: train 9, dev 3; 0 dropped" in result.output
 
 
 def test_the_schema_that_is_printed_describes_recipes():

@@ -15,18 +15,18 @@ STEPS = 12  # two epochs of 24 prompts, 4 a step
 EVENTS = ("on_step_begin", "on_substep_end", "on_step_end", "on_pre_optimizer_step", "on_log")
 
 
-def run(out: Path, die_at: tuple[int, str] | None) -> None:
+def run(out: Path, direct: bool, die_at: tuple[int, str] | None) -> None:
     """Trains from the newest checkpoint, kills itself at `die_at`, and writes the weights at the end."""
-    from demur.training import reasoned
+    from demur.training import checkpoints
     from demur.training.checkpoints import newest
     from demur.training.objectives import Objective
     from tests.training import tiny
 
     torch.set_num_threads(1)
-    objective = Objective(policy_weight=0.0, target="paper", calibration_weight=0.5)
-    trainer = tiny.trainer(
-        out, objective, rows=tiny.examples(24), optimiser={"steps": STEPS}, saves={"every": 2, "keep": 2}
-    )
+    # Decisions are sampled in both modes, so a run goes on only if random numbers do.
+    objective = Objective(policy_weight=float(direct), target="paper", calibration_weight=0.5)
+    make = tiny.direct_trainer if direct else tiny.trainer
+    trainer = make(out, objective, rows=tiny.examples(24), optimiser={"steps": STEPS}, saves={"every": 2, "keep": 2})
 
     class Death(TrainerCallback):
         pass
@@ -36,14 +36,14 @@ def run(out: Path, die_at: tuple[int, str] | None) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     if die_at is not None and die_at[1] == "save":
-        publish = reasoned.publish
+        publish = checkpoints.publish
 
-        def publish_or_die(written, folder, *, keep):
+        def publish_or_die(written, folder, **more):
             if written.name == f"checkpoint-{die_at[0]}":
                 os.kill(os.getpid(), signal.SIGKILL)
-            return publish(written, folder, keep=keep)
+            return publish(written, folder, **more)
 
-        reasoned.publish = publish_or_die
+        checkpoints.publish = publish_or_die
     elif die_at is not None:
         setattr(Death, die_at[1], die)
         trainer.add_callback(Death())
@@ -53,12 +53,13 @@ def run(out: Path, die_at: tuple[int, str] | None) -> None:
 
 
 @pytest.mark.process
-def test_killed_at_random_moments_and_resumed_equals_never_killed(tmp_path: Path):
+@pytest.mark.parametrize("direct", [False, True], ids=["reasoned", "direct"])
+def test_killed_at_random_moments_and_resumed_equals_never_killed(tmp_path: Path, direct: bool):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["demur.training.reasoned", "tests.training.tiny"])
 
     def child(out: Path, die_at: tuple[int, str] | None) -> int:
-        process = context.Process(target=run, args=(out, die_at))
+        process = context.Process(target=run, args=(out, direct, die_at))
         process.start()
         process.join()
         assert process.exitcode is not None

@@ -1,16 +1,19 @@
 """A model of 2 layers and 40 words, prompts for it, and trainers on them: what a training test needs in seconds."""
 
 import random
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from demur.training.data import Example
 from demur.training.decisions import find_decision
+from demur.training.forward import ForwardTrainer, forward_arguments
 from demur.training.objectives import Objective
 from demur.training.reasoned import ReasonedTrainer, RolloutPlan, as_dataset, trl_arguments
 from demur.training.recipe import Recipe
@@ -75,7 +78,14 @@ def reward(completion_ids: list[list[int]], sequences: list[Any], gold: list[int
 
 
 def recipe(**changes: Any) -> Recipe:
-    optimiser = {"learning_rate": 1e-2, "steps": 4, "prompts": 4, "micro_batch": 8, "gradient_checkpointing": False}
+    size = 2 if changes.get("mode") == "direct" else 8
+    optimiser = {
+        "learning_rate": 1e-2,
+        "steps": 4,
+        "prompts": 4,
+        "micro_batch": size,
+        "gradient_checkpointing": False,
+    }
     rollout = {"group": 4, "max_tokens": 8}
     values: dict[str, Any] = {
         "name": "tiny",
@@ -108,6 +118,21 @@ def trainer(
         reward_funcs=reward_funcs,
         args=trl_arguments(recipe(**changes), out, use_cpu=True, disable_tqdm=True),
         train_dataset=as_dataset(rows or examples()),
+    )
+
+
+def direct_trainer(out: Path, objective: Objective, rows: list[Example], **changes: Any) -> ForwardTrainer:
+    """Direct training of an adapter with dropout: its masks are random too."""
+    settings = recipe(mode="direct", **changes)
+    adapter = LoraConfig(r=2, lora_dropout=0.2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    torch.manual_seed(0)
+    return ForwardTrainer(
+        model=get_peft_model(model(), adapter),
+        args=forward_arguments(settings, out, use_cpu=True, disable_tqdm=True),
+        train_dataset=[replace(row, after_thought=()) for row in rows],
+        pad_id=0,
+        objective=objective,
+        keep=settings.saves.keep,
     )
 
 
