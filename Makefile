@@ -61,11 +61,15 @@ format: setup ## let ruff format and mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: setup ## run every benchmark (two hours; name one with .venv/bin/python -m benchmarks.NAME)
+bench: setup ## run every benchmark (two and a half hours; name one with .venv/bin/python -m benchmarks.NAME)
 	$(BIN)/python -m benchmarks.serving
 	$(BIN)/python -m benchmarks.calibration
 	$(BIN)/python -m benchmarks.certificates
 	$(BIN)/python -m benchmarks.monitor
+	$(BIN)/python -m benchmarks.loop
+	$(BIN)/python -m benchmarks.wordings
+	$(BIN)/python -m benchmarks.rereading
+	test ! -d ../shared/data || $(BIN)/python -m benchmarks.real_sets
 	$(BIN)/python -m benchmarks.synthetic --quick
 
 lock: ## resolve requirements.lock anew (wants uv)

@@ -50,12 +50,15 @@ class Plot:
 
 
 def new_figure(
-    title: str, subtitle: str, *, height: float = 4.4, rows: Sequence[float] = (1.0,)
+    title: str, subtitle: str, *, height: float = 4.4, rows: Sequence[float] = (1.0,), key_lines: int = 0
 ) -> tuple[Figure, list[Any]]:
-    """Return a figure, one column of axes that share x, and a heading of two lines at the left."""
+    """Return a figure, one column of axes that share x, and a heading of two lines at the left.
+
+    `key_lines` leaves room under the heading for a `key` of so many lines.
+    """
     figure = Figure(figsize=(5.6, height), facecolor="white")
     FigureCanvasAgg(figure)
-    head = 0.72 / height
+    head = (0.72 + 0.19 * key_lines) / height
     grid = figure.add_gridspec(
         len(rows), 1, height_ratios=list(rows), hspace=0.14, left=0.13, right=0.95, bottom=0.5 / height, top=1 - head
     )
@@ -82,6 +85,22 @@ def legend(ax: Any, **options: Any) -> None:
     box.set_zorder(5)
 
 
+def key(ax: Any) -> None:
+    """A legend in two columns under the figure's heading, where no data can be."""
+    figure = ax.figure
+    figure.legend(
+        *ax.get_legend_handles_labels(),
+        loc="upper left",
+        bbox_to_anchor=(0.005, 1 - 0.53 / figure.get_figheight()),
+        ncols=2,
+        frameon=False,
+        fontsize=8.5,
+        labelcolor=INK,
+        borderpad=0.2,
+        labelspacing=0.3,
+    )
+
+
 def percent(share: float) -> str:
     """A share for a sentence: 4.0%, 61%."""
     return f"{100 * share:.1f}%" if share < 0.1 else f"{100 * share:.0f}%"
@@ -91,6 +110,7 @@ def _style(ax: Any) -> None:
     ax.set_axisbelow(True)
     ax.grid(color=GRID, linewidth=0.8)
     ax.tick_params(colors=QUIET, labelsize=9, length=0)
+    ax.tick_params(axis="x", pad=7)  # clear of the lowest label of the other axis
     for side in ("top", "right"):
         ax.spines[side].set_visible(False)
     for side in ("left", "bottom"):

@@ -18,7 +18,7 @@ from demur.calibration.plot_style import (
     ORANGE,
     QUIET,
     Plot,
-    legend,
+    key,
     new_figure,
     percent,
     percent_axis,
@@ -69,7 +69,7 @@ def plot_reliability(
     verdict = "within" if ece <= noise.upper else "above"
     chance_range = f"{percent(noise.lower)} to {percent(noise.upper)}"
     subtitle = f"ECE {percent(ece)}; a perfectly calibrated model shows {chance_range} (n = {len(c):,})"
-    figure, (ax, below) = new_figure(title, subtitle, height=5.6, rows=(4.2, 1.0))
+    figure, (ax, below) = new_figure(title, subtitle, height=5.6, rows=(4.2, 1.0), key_lines=2)
     low = _axis_start(c)
     ax.plot([low, 1], [low, 1], color=QUIET, linewidth=1.2, linestyle=(0, (4, 3)), label="perfectly calibrated")
     tail = 0.5 * (1 - level)
@@ -92,9 +92,7 @@ def plot_reliability(
     ax.set_xlim(low, 1 + 0.012 * (1 - low))
     ax.set_ylim(-0.02, 1.02)
     ax.set_ylabel("accuracy in the bin")
-    # The legend takes about the lower right third, unless a bin or its interval is there.
-    in_corner = (bins.confidence > low + 0.45 * (1 - low)) & (lower < 0.26)
-    legend(ax, loc="upper left" if in_corner.any() else "lower right")
+    key(ax)
     below.hist(c, bins=np.linspace(low, 1, 41).tolist(), color=BLUE, alpha=0.85, linewidth=0)
     below.set_ylabel("decisions")
     below.set_xlabel(confidence_name)
@@ -127,7 +125,7 @@ def plot_confidence_histogram(
     gap = 100 * (mean - accuracy)
     tone = f"{abs(gap):.1f} points {'over' if gap > 0 else 'under'}confident"
     subtitle = f"mean {confidence_name} {percent(mean)}, accuracy {percent(accuracy)}: {tone} (n = {len(c):,})"
-    figure, (ax,) = new_figure(title, subtitle)
+    figure, (ax,) = new_figure(title, subtitle, height=5.6, key_lines=2)
     start = _axis_start(c)
     edges = np.linspace(start, 1, n_bins + 1)
     right, wrong = np.histogram(c[r], edges)[0], np.histogram(c[~r], edges)[0]
@@ -152,7 +150,7 @@ def plot_confidence_histogram(
     ax.set_ylabel("decisions")
     ax.yaxis.get_major_locator().set_params(integer=True)
     percent_axis(ax.xaxis)
-    legend(ax, loc="best")
+    key(ax)
     alt = (
         f"{title}: histogram of {len(c)} decisions, {int(r.sum())} right and {int((~r).sum())} wrong. Mean "
         f"{confidence_name} {percent(mean)}, accuracy {percent(accuracy)}."

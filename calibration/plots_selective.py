@@ -13,7 +13,7 @@ from demur.calibration.plot_style import (
     GREEN,
     RED,
     Plot,
-    legend,
+    key,
     new_figure,
     percent,
     percent_axis,
@@ -56,11 +56,10 @@ def plot_risk_coverage(
     subtitle = f"AURC {curve.aurc:.3f}, {curve.excess_aurc:.3f} above an ideal ranking (n = {curve.n:,})"
     if point is not None:
         subtitle = f"certified: {percent(point[0])} trusted, {percent(point[1])} of them wrong here (n = {curve.n:,})"
-    figure, (ax,) = new_figure(title, subtitle)
+    figure, (ax,) = new_figure(title, subtitle, height=5.6, key_lines=2)
     label = f"{level:.0%} interval at each point"
     ax.fill_between(coverage, lower, upper, color=BLUE, alpha=0.16, linewidth=0, label=label)
     ax.plot(coverage, risk, **_line(len(kept)), label="error among the trusted")
-    top = _risk_limit(risk, alpha)
     if alpha is not None:
         _alpha_line(ax, alpha)
     if point is not None:
@@ -77,12 +76,12 @@ def plot_risk_coverage(
             clip_on=False,
         )
     ax.set_xlim(0, 1)
-    ax.set_ylim(0, top)
+    ax.set_ylim(0, _risk_limit(risk, alpha))
     ax.set_xlabel("coverage: share of decisions trusted")
     ax.set_ylabel("risk: share of errors among them")
     percent_axis(ax.xaxis)
     percent_axis(ax.yaxis)
-    legend(ax, loc="best")
+    key(ax)
     alt = (
         f"{title}: risk-coverage curve of {curve.n} decisions, from {percent(float(risk[0]))} error at "
         f"{percent(float(coverage[0]))} coverage to {percent(float(risk[-1]))} at full coverage."
@@ -123,7 +122,7 @@ def plot_threshold_chooser(
     if threshold is not None and point is not None:
         shares = f"{percent(point[0])} trusted, {percent(point[1])} of them wrong"
         subtitle = f"at {threshold:.4g}: {shares} (n = {curve.n:,})"
-    figure, (ax, below) = new_figure(title, subtitle, height=5.6, rows=(1.3, 1.0))
+    figure, (ax, below) = new_figure(title, subtitle, height=5.6, rows=(1.3, 1.0), key_lines=2)
     # Trusted sets change only at the scores themselves: a threshold between two scores trusts the upper set.
     ax.fill_between(at, lower, upper, step="post", color=BLUE, alpha=0.16, linewidth=0, label=f"{level:.0%} interval")
     steps = {"drawstyle": "steps-post", **_line(len(kept))}
@@ -138,17 +137,14 @@ def plot_threshold_chooser(
         for panel, height in ((ax, point and point[1]), (below, point and point[0])):
             if height is not None:
                 panel.plot(threshold, height, "D", color=GREEN, markeredgecolor="white", markersize=7, clip_on=False)
-    top = _risk_limit(curve.risk[kept], alpha)
-    ax.set_ylim(0, top)
+    ax.set_ylim(0, _risk_limit(curve.risk[kept], alpha))
     ax.set_ylabel("error among trusted")
     below.set_ylim(0, 1.02)
     below.set_ylabel("share trusted")
     below.set_xlabel(f"threshold: trust where {score_name} is at least this")
     percent_axis(ax.yaxis)
     percent_axis(below.yaxis)
-    # Errors usually thin out towards strict thresholds, which leaves the upper right free.
-    crowded = curve.risk[kept][: len(kept) // 2 + 1].max() > 0.6 * top
-    legend(ax, loc="lower left" if crowded else "upper right")
+    key(ax)
     alt = f"{title}: error among the trusted and share trusted for each threshold on {score_name}, {curve.n} decisions."
     if threshold is not None and point is not None:
         alt += f" At {threshold:.4g}, {percent(point[0])} are trusted and {percent(point[1])} of those are wrong."

@@ -56,9 +56,7 @@ class ServedBundle:
         cls, calibrated: Calibrated, prompt: CompiledPrompt, running: Running, slice_by: str | None = None
     ) -> "ServedBundle":
         """Compares the pins with the task's compiled prompt and the model, and what parts its traffic."""
-        mismatches = calibrated.bundle.mismatches(pins(prompt.spec, prompt, running))
-        if calibrated.guarantee is not None and calibrated.guarantee.slice_by != slice_by:
-            mismatches += ("slices",)
+        mismatches = calibrated.mismatches(pins(prompt.spec, prompt, running), slice_by)
         return cls(calibrated, prompt.spec, prompt.plan.kind, running, mismatches)
 
     def mismatches_of(self, prompt: CompiledPrompt) -> tuple[str, ...]:

@@ -6,14 +6,16 @@ from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
+
 from demur.calibration import Certificate, Identity, VerdictCertificates
 from demur.decision.labelled import LabelledData
 from demur.decision.task import ReadoutKind, Task
 from demur.server.calibrate import Calibration
-from demur.server.calibrated import policy_hash
+from demur.server.calibrated import min_label_mass, policy_hash
 from demur.server.evaluation import evaluation
 from demur.server.making import CROSS_FITTED
-from demur.server.report_html import reliability_svg, report_html
+from demur.server.report_html import Ranking, reliability_svg, report_html
 from demur.server.summary import summary
 
 
@@ -75,7 +77,7 @@ def bundle_files(
         calibration.p_correct,
         model=str(origin["model"]),
         summary=summary(calibration, task.name),
-        alpha=calibration.plan.alpha,
+        ranking=_ranking(calibration, min_label_mass(task.policy, readout)),
     )
     decided = calibration.probabilities.argmax(axis=1)
     reference = {
@@ -94,6 +96,16 @@ def bundle_files(
     diagram = reliability_svg(fitting, calibration.probabilities, calibration.p_correct)
     pages = {"task.yaml": task_yaml, "report.html": page.encode(), "reliability.svg": diagram.encode()}
     return pages | {name: _json(document) for name, document in documents.items()}
+
+
+def _ranking(calibration: Calibration, mass_limit: float) -> Ranking:
+    """Of the fitting rows; on the split route these are not the certifying ones, and their p_correct is held out."""
+    plan, certificates = calibration.plan, calibration.certificates
+    name, score = "top_probability", calibration.reference
+    if plan.score == "p_correct" and calibration.p_correct is not None:
+        name, score = "p_correct", calibration.p_correct
+    score = np.where(calibration.fitting.label_mass >= mass_limit, score, 0.0)
+    return Ranking(name, score, plan.alpha, None if certificates is None else certificates.trusted.threshold)
 
 
 def _json(document: Any) -> bytes:

@@ -13,6 +13,7 @@ rows are those with at least `min_label_mass`: a decision below it is deferred w
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Protocol
@@ -143,6 +144,12 @@ class Calibrated:
     def info(self) -> CalibrationInfo:
         """What answers say of it."""
         return CalibrationInfo(self.method, self.bundle.id, self.n, self.bundle.created_at.isoformat())
+
+    def mismatches(self, running: Mapping[str, str], slice_by: str | None) -> tuple[str, ...]:
+        """The pinned parts that are not what is running, and `slices` where traffic is not parted by this field."""
+        parts = self.bundle.mismatches(running)
+        parted_alike = self.guarantee is None or self.guarantee.slice_by == slice_by
+        return parts if parted_alike else (*parts, "slices")
 
     def apply(self, readout: Readout) -> Applied:
         """Calibrates one readout. The decision stays the readout's, unless the calibrator is one that may move it."""

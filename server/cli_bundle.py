@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from demur.decision.bundle import PINS, Bundle, read_bundle
+from demur.decision.bundle import PINS, read_bundle
 from demur.decision.errors import BundleError, DecisionError
 
 if TYPE_CHECKING:
+    from demur.calibration import Certificate
     from demur.server.calibrated import Calibrated
+    from demur.server.guarantee import Guarantee
 
 _DIRECTORY = click.Path(path_type=Path, exists=True, file_okay=False)
 
@@ -28,7 +30,6 @@ def show(directory: Path) -> None:
     """Print what the bundle in DIRECTORY is and promises, as JSON. Exits with 1 if it cannot be used."""
     calibrated = _open(directory)
     found = calibrated.bundle
-    certificate = found.document("certificate.json")
     guarantee = calibrated.guarantee
     click.echo(
         json.dumps(
@@ -39,8 +40,9 @@ def show(directory: Path) -> None:
                 "method": calibrated.method,
                 "n": calibrated.n,
                 "score": calibrated.score_name,
-                "trusted": _promise(certificate and certificate["trusted"]),
-                "not_deferred": _promise(certificate and certificate["not_deferred"]),
+                **_promises(guarantee),
+                "slice_by": None if guarantee is None else guarantee.slice_by,
+                "slices": {value: _promises(one) for value, one in (guarantee.slices if guarantee else {}).items()},
                 "expires_at": guarantee.ends_at.isoformat() if guarantee and guarantee.ends_at else None,
                 "provenance": found.document("provenance.json"),
                 "pins": dict(found.pins),
@@ -65,8 +67,9 @@ def verify(directories: tuple[Path, ...], model: Path | None, tasks: Path | None
     running = None if model is None else _Model(model)
     for directory in directories:
         try:
-            found = _read(directory).bundle
-            parts = () if running is None else found.mismatches(running.pins(found, tasks))
+            calibrated = _read(directory)
+            found = calibrated.bundle
+            parts = () if running is None else running.mismatches(calibrated, tasks)
         except DecisionError as error:
             click.echo(f"demur: {error}", err=True)
             wrong = True
@@ -104,19 +107,21 @@ class _Model:
         template = str(tokenizer.chat_template or "")
         self._identity = identify(directory, name=None, engine="none", max_model_len=0, chat_template=template)
 
-    def pins(self, found: Bundle, tasks: Path | None) -> dict[str, str]:
-        """What the bundle's task would be pinned to on this model. Raises DecisionError."""
+    def mismatches(self, calibrated: "Calibrated", tasks: Path | None) -> tuple[str, ...]:
+        """What of the bundle would not fit its task on this model. Raises DecisionError."""
         from demur.decision.taskfile import parse_task
         from demur.server.calibrated import pins
         from demur.server.tasks import read_tasks
 
+        found = calibrated.bundle
         if tasks is None:
             task = parse_task(found.files["task.yaml"], str(found.path / "task.yaml"))
         elif (known := read_tasks(tasks).get(found.task)) is not None:
             task = known
         else:
             raise BundleError(f"{tasks} has no task {found.task}")
-        return pins(task.spec, self._prompts.compile(task.spec), self._identity)
+        running = pins(task.spec, self._prompts.compile(task.spec), self._identity)
+        return calibrated.mismatches(running, task.slice_by)
 
 
 def _differences(first: "Calibrated", second: "Calibrated") -> Iterator[str]:
@@ -130,7 +135,7 @@ def _differences(first: "Calibrated", second: "Calibrated") -> Iterator[str]:
         ("method", first.method, second.method),
         ("labels", first.n, second.n),
         ("score", first.score_name, second.score_name),
-        ("trust from", _threshold(first), _threshold(second)),
+        *_thresholds(first, second),
     ):
         if before != after:
             yield f"{what}: {before} -> {after}"
@@ -140,16 +145,29 @@ def _differences(first: "Calibrated", second: "Calibrated") -> Iterator[str]:
             yield f"file {name}: {present}"
 
 
-def _threshold(calibrated: "Calibrated") -> float | None:
-    guarantee = calibrated.guarantee
-    return None if guarantee is None or guarantee.trusted is None else guarantee.trusted.threshold
+def _thresholds(first: "Calibrated", second: "Calibrated") -> Iterator[tuple[str, Any, Any]]:
+    """From where on each of them trusts and answers: the whole traffic, and every slice that one of them knows."""
+    one, other = first.guarantee, second.guarantee
+    yield "slice by", one and one.slice_by, other and other.slice_by
+    parts, others = (guarantee.slices if guarantee else {} for guarantee in (one, other))
+    values = sorted(parts.keys() | others.keys())
+    by_slice = [(f"slice {value}: ", parts.get(value), others.get(value)) for value in values]
+    for where, before, after in [("", one, other), *by_slice]:
+        yield f"{where}trust from", before and before.trust_at, after and after.trust_at
+        yield f"{where}answer from", before and before.answer_at, after and after.answer_at
 
 
-def _promise(certificate: dict[str, Any] | None) -> dict[str, Any] | None:
+def _promises(guarantee: "Guarantee | None") -> dict[str, Any]:
+    if guarantee is None:
+        return {"trusted": None, "not_deferred": None}
+    return {"trusted": _promise(guarantee.trusted), "not_deferred": _promise(guarantee.not_deferred)}
+
+
+def _promise(certificate: "Certificate | None") -> dict[str, Any] | None:
     if certificate is None:
         return None
     named = ("alpha", "delta", "thresholds", "n", "errors", "route", "attempt")
-    return {name: certificate[name] for name in named}
+    return {name: getattr(certificate, name) for name in named}
 
 
 def _read(directory: Path) -> "Calibrated":

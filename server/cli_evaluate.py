@@ -44,13 +44,13 @@ def _evaluate(
     from demur.server.report_html import report_html
 
     task = load_task(task_file)
-    labelled = read_labelled(data, task.spec.question)
+    labelled = read_labelled(data, task.spec.question, slice_by=task.slice_by)
     gathered = gather(task, [labelled], source, cache=reads, concurrency=concurrency)
     readings = gathered.readings[0]
     if bundle is None:
         after = after_cross_fit(readings, options_vary=labelled.options_vary)
     else:
-        after = after_bundle(readings, bundle, gathered.reader.pins)
+        after = after_bundle(readings, bundle, task, gathered.reader.pins, gathered.reader.readout)
     report = evaluation(
         readings,
         None if labelled.options_vary else task.spec.question.names,
@@ -67,6 +67,7 @@ def _evaluate(
         after.probabilities,
         after.p_correct,
         model=gathered.reader.model,
+        ranking=after.ranking,
     )
     out.mkdir(parents=True, exist_ok=True)
     (out / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

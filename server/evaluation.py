@@ -11,6 +11,7 @@ from demur.calibration import (
     binomial_interval,
     calibration_report,
     confidence_noise_band,
+    negative_log_likelihood,
     reliability_bins,
     risk_coverage,
 )
@@ -69,6 +70,9 @@ def evaluation(
     if names is not None:
         document["by_decision"] = _by_class(names, decided, ~correct)
         document["by_true_class"] = _by_class(names, labels, ~correct)
+    if slices := sorted({row.slice for row in readings.rows if row.slice is not None}):
+        named = np.array([row.slice for row in readings.rows], dtype=object)
+        document["by_slice"] = [_of_slice(value, named == value, before, after, confidence, labels) for value in slices]
     if show_inputs:
         document["worst"] = _worst(readings, names, decided, confidence, correct)
     return document
@@ -127,6 +131,25 @@ def _confidence(confidence: NDArray[np.float64], correct: NDArray[np.bool_]) -> 
         "chance_lower": band.lower,
         "chance_upper": band.upper,
         "auroc": _number(risk_coverage(confidence, correct).auroc),
+    }
+
+
+def _of_slice(
+    value: str,
+    here: NDArray[np.bool_],
+    before: NDArray[np.float64],
+    after: NDArray[np.float64],
+    confidence: NDArray[np.float64],
+    labels: NDArray[np.int64],
+) -> dict[str, Any]:
+    """How often the decisions of one slice are wrong, and how well confidence says so."""
+    wrong = after[here].argmax(axis=1) != labels[here]
+    return {
+        "slice": value,
+        **share(int(wrong.sum()), len(wrong)),
+        "p_correct": _confidence(confidence[here], ~wrong),
+        "nll_before": negative_log_likelihood(before[here], labels[here]),
+        "nll_after": negative_log_likelihood(after[here], labels[here]),
     }
 
 

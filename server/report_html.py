@@ -1,6 +1,7 @@
 """`report.html`: an evaluation as one page that opens from disk, with its figures inside it."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from demur.calibration.plots import Plot, plot_reliability, plot_risk_coverage, plot_threshold_chooser
+from demur.calibration.plots import (
+    Plot,
+    plot_confidence_histogram,
+    plot_reliability,
+    plot_risk_coverage,
+    plot_threshold_chooser,
+)
 from demur.server.evaluation import raw_probabilities
 from demur.server.readings import Readings
 
@@ -31,6 +38,20 @@ _MEASURES = (
 )
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Ranking:
+    """What decisions are trusted by: the `score` [n] called `name`, and a certificate's limit and loosest threshold.
+
+    Decisions that no score makes trusted, for want of label mass, have the score 0. `threshold` is None where nothing
+    is certified, or each slice has one of its own.
+    """
+
+    name: str
+    score: NDArray[np.float64]
+    alpha: float | None
+    threshold: float | None
+
+
 def report_html(
     title: str,
     report: Mapping[str, Any],
@@ -40,18 +61,25 @@ def report_html(
     *,
     model: str | None = None,
     summary: str | None = None,
-    alpha: float | None = None,
+    ranking: Ranking | None = None,
 ) -> str:
-    """The page of an `evaluation`, whose arguments `readings`, `after` and `p_correct` are."""
+    """The page of an `evaluation`, whose arguments `readings`, `after` and `p_correct` are.
+
+    `ranking` is what a bundle ranks decisions by; without one they are ranked by `p_correct`.
+    """
     raw = raw_probabilities(readings)
     confidence, correct = _decisions(readings, after, p_correct)
+    raw_confidence, raw_correct = raw.max(axis=1), raw.argmax(axis=1) == readings.labels
     reliability = [
-        plot_reliability(raw.max(axis=1), raw.argmax(axis=1) == readings.labels, n_bins=10, title="Before calibration"),
+        plot_reliability(raw_confidence, raw_correct, n_bins=10, title="Before calibration"),
         _after(confidence, correct),
+        plot_confidence_histogram(raw_confidence, raw_correct, title="Right and wrong, before"),
+        plot_confidence_histogram(confidence, correct, title="Right and wrong, after", confidence_name="p_correct"),
     ]
+    by = ranking or Ranking("p_correct", confidence, None, None)
     selective = [
-        plot_risk_coverage(confidence, correct, alpha=alpha),
-        plot_threshold_chooser(confidence, correct, alpha=alpha, score_name="p_correct"),
+        plot_risk_coverage(by.score, correct, alpha=by.alpha, certified_threshold=by.threshold),
+        plot_threshold_chooser(by.score, correct, alpha=by.alpha, threshold=by.threshold, score_name=by.name),
     ]
     environment = Environment(
         loader=FileSystemLoader(_STATIC), autoescape=True, undefined=StrictUndefined, trim_blocks=True

@@ -60,7 +60,7 @@ def test_calibrate_and_evaluate_through_a_server(demo_server: "LiveServer", tmp_
     report = demur("evaluate", *asked, "--out", tmp_path / "report", "--bundle", out)
     assert report.returncode == 0, report.stderr
     page = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
-    assert page.count("<svg") == 4
+    assert page.count("<svg") == 6
     assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
         "http://creativecommons.org", ""
     )

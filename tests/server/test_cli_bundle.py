@@ -60,6 +60,8 @@ def test_verify_against_a_model(tmp_path):
     code, _, err = demur("verify", tmp_path / "b", "--model", model, "--tasks", task)
     assert code == 1
     assert "made for another question, prompt" in err
+    task.write_text("name: route\nquestion: Which team?\noptions: [billing, technical, sales]\nslice_by: channel\n")
+    assert "made for another slices" in demur("verify", tmp_path / "b", "--model", model, "--tasks", task)[2]
     task.write_text(task.read_text().replace("route", "other"))
     assert "has no task route" in demur("verify", tmp_path / "b", "--model", model, "--tasks", task)[2]
     weights = next(model.glob("*.safetensors"))

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from demur.decision.bundle import read_bundle
 from demur.decision.errors import BundleError, DataFileError
@@ -15,6 +16,7 @@ from demur.server.bundles import read_bundles
 from demur.server.bundling import bundle_files, provenance
 from demur.server.calibrate import Plan, calibrate
 from demur.server.calibrated import Calibrated
+from demur.server.cli import main
 from demur.server.readings import Readings
 from demur.server.summary import summary
 from demur.server.types import DecideRequest
@@ -84,6 +86,42 @@ def test_half_a_slice_is_no_certificate(tmp_path, files):
     make_bundle(tmp_path / "b", {**files, "certificate.json": json.dumps(stored).encode()}, task=SLICED)
     with pytest.raises(BundleError, match="slice web must hold"):
         Calibrated.of(read_bundle(tmp_path / "b"))
+
+
+def demur(*arguments):
+    result = CliRunner().invoke(main, ["bundle", *map(str, arguments)])
+    return result.exit_code, result.stdout
+
+
+def test_the_command_line_shows_slices(tmp_path, files):
+    stored = json.loads(files["certificate.json"])
+    stored["slices"]["post"] = stored["slices"].pop("phone")
+    stored["slices"]["web"]["trusted"]["thresholds"] = []
+    stored["slices"]["web"]["trusted"]["evidence"] = []
+    make_bundle(tmp_path / "one", files, task=SLICED)
+    make_bundle(tmp_path / "two", {**files, "certificate.json": json.dumps(stored).encode()}, task=SLICED)
+    code, out = demur("show", tmp_path / "one")
+    shown = json.loads(out)
+    assert (code, shown["trusted"], shown["slice_by"]) == (0, None, "channel")
+    web, phone = shown["slices"]["web"]["trusted"], shown["slices"]["phone"]["trusted"]
+    assert (web["n"], bool(web["thresholds"]), phone["thresholds"]) == (600, True, [])
+    code, out = demur("diff", tmp_path / "one", tmp_path / "two")
+    assert code == 1
+    assert f"slice web: trust from: {min(web['thresholds'])} -> None" in out
+    answers = min(shown["slices"]["phone"]["not_deferred"]["thresholds"])
+    assert f"slice phone: answer from: {answers} -> None" in out
+    assert f"slice post: answer from: None -> {answers}" in out
+
+
+def test_an_evaluation_is_parted_too(files):
+    report = json.loads(files["report.json"])
+    web, phone = sorted(report["by_slice"], key=lambda one: one["count"])
+    assert (web["slice"], web["n"], phone["slice"], phone["n"]) == ("web", 600, "phone", 600)
+    assert web["count"] + phone["count"] == sum(one["count"] for one in report["by_decision"])
+    assert web["upper"] < 1 - SHARES["phone"] < phone["upper"]
+    # One calibrator for both is too modest for the one and too sure for the other, and the report says so.
+    assert web["p_correct"]["ece_quantile_10"] > web["p_correct"]["chance_upper"]
+    assert "In which slices is it wrong?" in files["report.html"].decode()
 
 
 def test_every_row_needs_a_slice():
