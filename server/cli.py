@@ -126,8 +126,9 @@ def run_server(settings: Settings, *, demo: bool) -> int:
         fail("no model: give --model DIR, or --demo", status=2)
     # Imported here: everything above answers at once.
     from demur.decision.errors import DecisionError
+    from demur.server.ending import end_now
     from demur.server.logs import logging_config
-    from demur.server.serve import DemurServer
+    from demur.server.serve import EXIT_ENGINE, DemurServer
 
     logging.config.dictConfig(logging_config(settings.log_level))
     server = DemurServer(settings, on_ready=_print_example if demo else None)
@@ -138,11 +139,14 @@ def run_server(settings: Settings, *, demo: bool) -> int:
     else:
         run = uvloop.run
     try:
-        return run(server.run())
+        status = run(server.run())
     except SettingsError as error:
         fail(str(error), status=2)
     except (DecisionError, OSError) as error:
         fail(str(error))
+    if status == EXIT_ENGINE:
+        end_now(status)
+    return status
 
 
 def _print_example(url: str, tasks: Mapping[str, Task]) -> None:

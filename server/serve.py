@@ -23,6 +23,7 @@ from demur.server.bundles import check_bundles, read_bundles
 from demur.server.calibrated import Calibrated
 from demur.server.decide import DecidePipeline, Prepared
 from demur.server.desk import CalibrationDesk
+from demur.server.ending import end_after
 from demur.server.engines import watch
 from demur.server.engines.identity import ModelUnusable
 from demur.server.engines.vllm_engine import VllmEngine, VllmSettings
@@ -40,7 +41,9 @@ from demur.server.types import DecideRequest, Decision
 EXIT_UNUSABLE = 1
 EXIT_ENGINE = 70
 #: After an engine failure: so long the 503s reach their callers, and probes see that the server is not ready.
-_LAST_ANSWERS_S = 3.0
+_LAST_ANSWERS_S = 2.0
+#: After an engine failure: then the process ends, whatever hangs. What the store has is safe at any moment.
+_LAST_S = 7.0
 
 _log = logging.getLogger("demur.serve")
 
@@ -200,8 +203,9 @@ class DemurServer:
             return
         _log.error("the engine failed: %s", reason)
         self._status = EXIT_ENGINE  # also if a signal ends the wait below
+        end_after(_LAST_S, EXIT_ENGINE)
         self._lifecycle.fail(reason)
-        self._http.config.timeout_graceful_shutdown = 2  # nothing that is left can be answered
+        self._http.config.timeout_graceful_shutdown = 1  # nothing that is left can be answered
         await asyncio.sleep(_LAST_ANSWERS_S)
         self._stop(self._status)
 

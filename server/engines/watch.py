@@ -91,11 +91,21 @@ def end_resource_tracker() -> None:
         stop()
 
 
-def kill(processes: Sequence[psutil.Process]) -> None:
-    """Ends the processes at once, stopped ones too, and waits until they are gone (3 s at most)."""
+def kill(processes: Sequence[psutil.Process], seconds: float = 3.0) -> None:
+    """Ends the processes at once, stopped ones too, and waits until they run no more (so many seconds at most)."""
     for process in processes:
         try:
             process.kill()
         except psutil.Error:
             continue
-    psutil.wait_procs(processes, timeout=3)
+    deadline = time.monotonic() + seconds
+    while any(map(_runs, processes)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def _runs(process: psutil.Process) -> bool:
+    """A zombie does not: whoever adopted it, as init does with a worker whose engine died, may leave it for long."""
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return False

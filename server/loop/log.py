@@ -63,7 +63,8 @@ class DecisionLog:
         self._wake.set()
         if self._work is not None:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._work, timeout_s)
+                async with asyncio.timeout(timeout_s):
+                    await self._work
         self._lose("closed", len(self._waiting))
 
     async def _run(self) -> None:

@@ -83,8 +83,10 @@ class Store:
         After a timeout the job is not run, unless it was running: then it may have been.
         """
         future = asyncio.wrap_future(self.writer.submit(job))
+        # Not wait_for: before Python 3.12 that loses a cancellation which comes together with the result.
         try:
-            return await asyncio.wait_for(future, timeout_s or self._timeout_s)
+            async with asyncio.timeout(timeout_s or self._timeout_s):
+                return await future
         except TimeoutError:
             raise StoreUnavailable("the store took too long") from None
 
@@ -92,7 +94,8 @@ class Store:
         """Runs a job that only reads, in a snapshot of its own. Raises StoreUnavailable."""
         future = asyncio.get_running_loop().run_in_executor(self._readers, self.read_now, job)
         try:
-            return await asyncio.wait_for(future, 2 * self._timeout_s)
+            async with asyncio.timeout(2 * self._timeout_s):
+                return await future
         except TimeoutError:
             raise StoreUnavailable("the store took too long") from None
 

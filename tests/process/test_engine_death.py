@@ -16,11 +16,16 @@ CALLERS = 16
 
 
 @pytest.mark.parametrize(
-    ("process", "kind"),
-    [("EngineCore", signal.SIGKILL), ("Worker", signal.SIGKILL), ("EngineCore", signal.SIGSTOP)],
-    ids=["engine core killed", "worker killed", "engine stopped"],
+    "faults",
+    [
+        {"EngineCore": signal.SIGKILL},
+        {"EngineCore": signal.SIGSTOP},
+        # The server waits for the tracker at its end, and would for ever.
+        {"Worker": signal.SIGKILL, "resource_tracker": signal.SIGSTOP},
+    ],
+    ids=["engine core killed", "engine stopped", "worker killed and the end hangs"],
 )
-def test_a_dead_or_hung_engine_ends_the_server_in_order(process: str, kind: signal.Signals, tmp_path: Path) -> None:
+def test_a_dead_or_hung_engine_ends_the_server_in_time(faults: dict[str, signal.Signals], tmp_path: Path) -> None:
     with ServerProcess("--demo", log=tmp_path / "log") as server:
         server.ready()
         text = "when will my parcel arrive, it is late and I have heard nothing " * 40
@@ -33,7 +38,8 @@ def test_a_dead_or_hung_engine_ends_the_server_in_order(process: str, kind: sign
             answers = [pool.submit(ask, number) for number in range(CALLERS)]
             wait_for(lambda: "demur_in_flight 16.0" in httpx.get(f"{server.url}/metrics").text, 30, "load")
             start = time.monotonic()
-            server.engine_process(process).send_signal(kind)
+            for process, kind in faults.items():
+                server.engine_process(process).send_signal(kind)
             wait_for(lambda: server.status("/readyz") == 503, 2, "503 of /readyz")
             responses = [answer.result() for answer in answers]
         assert {response.status_code for response in responses} <= {200, 503}

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
@@ -71,6 +72,23 @@ def test_a_store_of_a_later_version_is_refused(database):
     one.close()
     with pytest.raises(StoreError, match="later"):
         opened(database)
+
+
+async def test_a_cancellation_that_comes_together_with_the_result_is_not_lost(store):
+    async def follow(call):
+        while True:
+            await call(lambda _: None)
+
+    for call in (store.read, store.write):
+        for turns in range(4):
+            follower = asyncio.create_task(follow(call))
+            await asyncio.sleep(0.02)
+            time.sleep(0.02)  # noqa: ASYNC251  meanwhile the result comes, and waits for the event loop
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            follower.cancel()
+            done, _ = await asyncio.wait([follower], timeout=2)
+            assert done
 
 
 def test_a_decision_comes_back_as_it_was(store):
