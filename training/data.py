@@ -1,7 +1,7 @@
 """The rows of a run: read, split by content, checked for leaks, and made into the prompts that a server sends."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -11,7 +11,7 @@ from demur.decision.labelled import LabelledData, LabelledRow, data_faults
 from demur.decision.prompt import CompiledPrompt, PromptBuilder
 from demur.decision.question import Question
 from demur.decision.task import DecisionSpec, Mode, Task
-from demur.training.recipe import VALIDATION, Recipe
+from demur.training.recipe import OUT_OF_FOLD, VALIDATION, Recipe
 from demur.training.sources import read_source
 
 
@@ -68,11 +68,12 @@ def load_data(recipe: Recipe, folder: Path, task: Task, builder: PromptBuilder) 
     for name, data in read.items():
         rows = sorted(data.rows, key=lambda row: row.hash)[: sources[name].limit]
         sets[name] = [(data, row) for row in sorted(rows, key=lambda row: row.line)]
+    seed = recipe.data.split_seed
+    if recipe.data.folds is not None:
+        fold, of = recipe.data.fold, recipe.data.folds
+        _keep_out(sets, OUT_OF_FOLD, lambda row: int(of * _draw(row.hash, f"folds {seed}")) == fold)
     if recipe.data.validation > 0:
-        threshold = recipe.data.validation
-        kept_out = [pair for pair in sets["train"] if _draw(pair[1].hash, recipe.data.split_seed) < threshold]
-        sets["train"] = [pair for pair in sets["train"] if _draw(pair[1].hash, recipe.data.split_seed) >= threshold]
-        sets[VALIDATION] = kept_out
+        _keep_out(sets, VALIDATION, lambda row: _draw(row.hash, str(seed)) < recipe.data.validation)
     leaks = _leaks(sets, spec.question)
     compiled = _Compiled(spec, builder)
     learns_thoughts = recipe.method == "sft" and recipe.mode == "reasoned"
@@ -160,6 +161,14 @@ def _asked(row: LabelledRow, question: Question) -> str:
     return " ".join(f"{(row.own or question).text}\n{row.text}".casefold().split())
 
 
-def _draw(row_hash: str, seed: int) -> float:
+def _keep_out(
+    sets: dict[str, list[tuple[LabelledData, LabelledRow]]], name: str, wanted: Callable[[LabelledRow], bool]
+) -> None:
+    """Moves training rows into a set of their own."""
+    sets[name] = [pair for pair in sets["train"] if wanted(pair[1])]
+    sets["train"] = [pair for pair in sets["train"] if not wanted(pair[1])]
+
+
+def _draw(row_hash: str, seed: str) -> float:
     """A number in [0, 1) that belongs to a row's content."""
     return int(hashlib.sha256(f"{seed} {row_hash}".encode()).hexdigest()[:13], 16) / 16**13

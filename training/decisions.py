@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
+#: A thought that has not ended.
+_OPEN = -1
 Decode = Callable[[Sequence[int]], str]
 
 
@@ -76,37 +78,47 @@ class ForcedDecision:
         temperature: float = 1.0,
     ) -> None:
         self._start, self._budget, self._end, self._temperature = start, budget, end_id, temperature
-        self._after, self._labels, self._stop = after, label_ids, list(dict.fromkeys(stop_ids))
-        self._length: list[int | None] = [None] * len(after)
+        self._stop = list(dict.fromkeys(stop_ids))
+        # Row by row: what leads to a label, then the labels, then the end; shorter rows repeat their last id.
+        self._after_length = torch.tensor([len(row) for row in after])
+        self._after = _padded(after, end_id)
+        self._labels = _padded(label_ids, end_id)
+        self._length = torch.full((len(after),), _OPEN)
 
     @property
     def thought_lengths(self) -> list[int]:
         """Tokens of each thought, after generation."""
-        return [self._budget if length is None else length for length in self._length]
+        lengths: list[int] = torch.where(self._length == _OPEN, self._budget, self._length).tolist()
+        return lengths
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Scores [B, V] of what may come after ids [B, T]: minus infinity for whatever may not."""
+        device = scores.device
+        for name in ("_after_length", "_after", "_labels", "_length"):
+            setattr(self, name, getattr(self, name).to(device))
         step = input_ids.shape[1] - self._start
         ending = (scores / self._temperature).softmax(-1)[:, self._stop].sum(-1)
-        ends = (torch.rand(len(scores), device=scores.device) < ending).tolist()
-        scores = scores.clone()
-        for row in range(len(scores)):
-            if self._length[row] is None and (ends[row] or step >= self._budget):
-                self._length[row] = step
-            length = self._length[row]
-            if length is None:
-                scores[row, self._stop] = -torch.inf
-                continue
-            allowed = self._next(row, step - length)
-            kept = scores[row, allowed]
-            scores[row] = -torch.inf
-            # A token without any probability may be set all the same.
-            scores[row, allowed] = kept.clamp(min=torch.finfo(kept.dtype).min)
-        return scores
+        ends = torch.rand(len(scores), device=device) < ending
+        if step >= self._budget:
+            ends = torch.ones_like(ends)
+        self._length = torch.where((self._length == _OPEN) & ends, step, self._length)
+        thinking = (self._length == _OPEN)[:, None]
+        thought = scores.clone()
+        thought[:, self._stop] = -torch.inf
+        allowed = self._next(step - self._length)
+        # A token without any probability may be set all the same.
+        kept = scores.gather(1, allowed).clamp(min=torch.finfo(scores.dtype).min)
+        return torch.where(thinking, thought, torch.full_like(scores, -torch.inf).scatter(1, allowed, kept))
 
-    def _next(self, row: int, behind: int) -> list[int]:
-        """What may stand `behind` tokens behind a thought."""
-        after = self._after[row]
-        if behind < len(after):
-            return [after[behind]]
-        return list(self._labels[row]) if behind == len(after) else [self._end]
+    def _next(self, behind: torch.Tensor) -> torch.Tensor:
+        """What may stand `behind` [B] tokens behind a thought; ids [B, K], which may repeat."""
+        set_ = self._after.gather(1, behind.clamp(0, self._after.shape[1] - 1)[:, None])
+        length = self._after_length
+        found = torch.where((behind == length)[:, None], self._labels, set_)
+        return torch.where((behind > length)[:, None], self._end, found)
+
+
+def _padded(rows: Sequence[Sequence[int]], fill: int) -> torch.Tensor:
+    """Ids [B, W], shorter rows filled up with their last id; empty ones with `fill`."""
+    width = max(1, *map(len, rows))
+    return torch.tensor([[*row, *[row[-1] if row else fill] * (width - len(row))] for row in rows])

@@ -25,6 +25,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 #: The evaluation set that `data.validation` keeps out of the training rows.
 VALIDATION = "validation"
+#: The evaluation set that `data.folds` keeps out.
+OUT_OF_FOLD = "out_of_fold"
 
 
 class Strict(BaseModel):
@@ -104,6 +106,7 @@ class Data(Strict):
     """What is trained on and evaluated on.
 
     `validation`: the share of the training rows, chosen by content hash and `split_seed`, kept out for evaluation.
+    `folds`: keep out one of so many equal parts, the one numbered `fold`; the rest is trained on, less `validation`.
     `bad_rows`: refuse the data, or drop the rows and count them. A row is bad if it is faulty, too long for the
     context, or stands in an evaluation set too.
     """
@@ -111,8 +114,16 @@ class Data(Strict):
     train: Source
     evaluate: dict[str, Source] = {}
     validation: Share = 0.0
+    folds: Annotated[int, Field(ge=2)] | None = None
+    fold: Count = 0
     split_seed: int = 0
     bad_rows: Literal["refuse", "drop"] = "refuse"
+
+    @model_validator(mode="after")
+    def _has_the_fold(self) -> Self:
+        if self.fold >= (self.folds or 1):
+            raise ValueError(f"there is no fold {self.fold} of {self.folds or 1}: they are numbered from 0")
+        return self
 
 
 class Rollout(Strict):
@@ -271,7 +282,9 @@ class Recipe(Strict):
     @property
     def evaluated(self) -> tuple[str, ...]:
         """Names of the evaluation sets."""
-        return (*self.data.evaluate, *([VALIDATION] if self.data.validation > 0 else []))
+        data = self.data
+        kept_out = {OUT_OF_FOLD: data.folds is not None, VALIDATION: data.validation > 0}
+        return (*data.evaluate, *(name for name, there in kept_out.items() if there))
 
 
 def resolve(path: str, folder: Path) -> Path:

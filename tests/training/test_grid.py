@@ -1,0 +1,155 @@
+"""Grids on a tiny model: trained, evaluated, stopped and resumed, compared."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from demur.training import run
+from demur.training.comparison import compare, paired_difference
+from demur.training.grid import READINGS, main
+from demur.training.readings import Readings, load_readings, ordered
+from tests.models import build_model
+
+TASK = """\
+name: sky
+question: Which colour?
+options: [red, green, blue]
+readout: letter
+"""
+GRID = """\
+base:
+  name: "{cell}"
+  task: task.yaml
+  method: grpo
+  mode: direct
+  model: {path: model}
+  data:
+    train: {path: train.jsonl}
+    evaluate: {shifted: {path: shifted.jsonl}}
+    folds: 2
+  rollout: {group: 2}
+  optimiser: {learning_rate: 1e-3, steps: 2, prompts: 2, micro_batch: 2, gradient_checkpointing: false}
+  log: {to: []}
+axes:
+  arm:
+    sft: {method: sft}
+  fold:
+    first: {data.fold: 0}
+    second: {data.fold: 1}
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("grid")
+    build_model("llama", folder / "model")
+    (folder / "task.yaml").write_text(TASK)
+    for name, start, count in (("train", 0, 60), ("shifted", 100, 30)):
+        rows = [{"input": f"thing {i}", "label": ("red", "green", "blue")[i % 3]} for i in range(start, start + count)]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "grid.yaml").write_text(GRID)
+    return folder
+
+
+def grid(*arguments: str | Path) -> Result:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return CliRunner().invoke(main, list(map(str, arguments)))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_a_grid_trains_reads_resumes_and_compares(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    asked = (folder / "grid.yaml", "--seeds", "2", "--out", tmp_path)
+    usual, trained = run.train, []
+
+    def stops(prepared: Any, out: Path, **more: Any) -> Path:
+        if len(trained) == 1:
+            raise KeyboardInterrupt
+        trained.append(out)
+        return usual(prepared, out, **more)
+
+    monkeypatch.setattr(run, "train", stops)
+    assert grid(*asked).exit_code != 0
+    monkeypatch.setattr(run, "train", lambda prepared, out, **more: (trained.append(out), usual(prepared, out, **more)))
+    result = grid(*asked)
+    assert result.exit_code == 0, result.output
+    # Two folds, two seeds; none was trained again.
+    assert len(trained) == len(set(trained)) == 4
+    assert not list(tmp_path.rglob("*.safetensors"))
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    plain = {(row["arm"], row["evaluated_on"]): row for row in rows if row["post_hoc"] == "as it is"}
+    assert set(plain) == {(arm, name) for arm in ("base", "sft") for name in ("out_of_fold", "shifted")}
+    # Both folds together are all the training rows, each read by a model that never saw it.
+    assert plain["sft", "out_of_fold"]["n"] == 60
+    assert plain["sft", "out_of_fold"]["seeds"] == 2
+    assert plain["base", "out_of_fold"]["figures"]["nll"] != plain["sft", "out_of_fold"]["figures"]["nll"]
+    assert "| sft + Platt |" in result.output
+    assert "NLL less base's" in result.output
+    assert (tmp_path / "accuracy_ece.svg").read_text().count("<svg") == 1
+    # The readings are the trained model's, not the base's.
+    base = load_readings(next(tmp_path.glob("base-1/*/" + READINGS)))[0]["shifted"]
+    tuned = load_readings(tmp_path / "sft.first/seed-0" / READINGS)[0]["shifted"]
+    assert np.array_equal(base.hashes, tuned.hashes)
+    assert np.abs(base.raw - tuned.raw).max() > 1e-6
+    # A set that every fold has counts once.
+    assert plain["sft", "shifted"]["n"] == 30
+    # Neither a report nor another recipe touches them.
+    assert (tmp_path / "table.md").read_text() in grid(*asked, "--report").output
+    assert "no finished run of sgd" in grid(*asked, "--report", "--against", "sgd").output
+    changed = grid(*asked, "--set", "optimiser.steps=3")
+    assert changed.exit_code == 1
+    assert "changed since it was run" in changed.output
+
+
+def readings(rng: np.random.Generator, gold: np.ndarray, sharpness: float) -> Readings:
+    noise = rng.normal(size=(len(gold), 3))
+    logits = sharpness * (np.eye(3)[gold] + 0.5 * noise)
+    p = np.exp(logits)
+    return ordered(np.arange(len(gold)).astype(str), 0.9 * p / p.sum(axis=1, keepdims=True), gold)
+
+
+def test_calibrators_mend_what_is_only_too_sharp_and_never_see_the_rows_they_are_measured_on():
+    rng = np.random.default_rng(0)
+    gold = rng.integers(0, 3, 400)
+    arms = {
+        name: [{"dev": readings(rng, gold, s), "test": readings(rng, gold, s)} for _ in range(3)]
+        for name, s in (("sharp", 20.0), ("fair", 4.0))
+    }
+    for fit_on in ("dev", None):
+        rows = {
+            (r.arm, r.post_hoc): r for r in compare(arms, reference="sharp", fit_on=fit_on) if r.evaluated_on == "test"
+        }
+        sharp, fair = rows["sharp", "as it is"], rows["fair", "as it is"]
+        assert fair.against["nll"].upper < 0
+        assert rows["sharp", "temperature"].figures.nll < sharp.figures.nll - 0.1
+        assert rows["sharp", "temperature"].figures.accuracy == sharp.figures.accuracy
+        # One in ten is no label at all: the raw confidence is lower than the normalised one.
+        assert sharp.figures.label_mass == pytest.approx(0.9)
+        assert sharp.figures.raw_ece != pytest.approx(sharp.figures.ece, abs=0.01)
+    # Labels that are noise cannot be fitted on themselves.
+    told = readings(rng, rng.integers(0, 3, 400), 4.0)
+    shuffled = Readings(told.hashes, told.raw, rng.permutation(gold))
+    found = {
+        r.post_hoc: r.figures.nll for r in compare({"noise": [{"test": shuffled}]}, reference="noise", fit_on=None)
+    }
+    assert found["isotonic"] > np.log(3) - 0.02
+
+
+def test_a_paired_interval_covers_and_counts_seeds_as_well_as_items():
+    rng = np.random.default_rng(1)
+    covered = 0
+    for trial in range(60):
+        item, seed = rng.normal(size=(1, 100)), rng.normal(size=(6, 1))
+        ours = 0.3 + item + 0.5 * seed + rng.normal(size=(6, 100))
+        found = paired_difference(ours, np.zeros((6, 100)), seed=trial)
+        covered += found.lower <= 0.3 <= found.upper
+    assert covered >= 50
+    # Without the seeds' part an interval over 600 values would be a tenth as wide as what seeds alone do.
+    assert found.upper - found.lower > 2 * 1.96 * 0.5 / np.sqrt(6) * 0.7

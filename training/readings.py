@@ -1,0 +1,100 @@
+"""What a trained model says on evaluation sets, kept so that everything can be measured again without the model."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from demur.training.data import Example
+from demur.training.rollouts import read_decisions, roll_out
+from demur.training.run import Prepared
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Readings:
+    """A model's decisions on one set, ordered by the hash of the row, so that models can be compared row by row.
+
+    Attributes:
+        hashes: [n], of the rows.
+        raw: [n, K], probabilities of the labels, of the whole vocabulary.
+        gold: [n], option indices.
+    """
+
+    hashes: NDArray[np.str_]
+    raw: FloatArray
+    gold: NDArray[np.int64]
+
+    @property
+    def probabilities(self) -> FloatArray:
+        """[n, K], of the labels alone."""
+        # A model may leave the labels nothing at all; then nothing is known.
+        mass = self.raw.sum(axis=1, keepdims=True)
+        even = np.full_like(self.raw, 1 / self.raw.shape[1])
+        return np.where(mass > 0, self.raw / np.where(mass > 0, mass, 1), even)
+
+    def rows(self, chosen: NDArray[Any]) -> "Readings":
+        """Some of the rows."""
+        return Readings(self.hashes[chosen], self.raw[chosen], self.gold[chosen])
+
+    def joined(self, others: "list[Readings]") -> "Readings":
+        """These and the rows of others, as of the folds of one data set; a row that several have is the first's."""
+        parts = [self, *others]
+        hashes, raw, gold = (np.concatenate([getattr(part, name) for part in parts]) for name in Readings.__slots__)
+        _, first = np.unique(hashes, return_index=True)
+        return ordered(hashes[first], raw[first], gold[first])
+
+
+def ordered(hashes: NDArray[Any], raw: FloatArray, gold: NDArray[Any]) -> Readings:
+    """Readings of rows in any order."""
+    order = np.argsort(hashes, kind="stable")
+    return Readings(hashes[order], raw[order], gold[order])
+
+
+def read_sets(prepared: Prepared, model: Any, *, batch: int = 32) -> dict[str, Readings]:
+    """Reads every evaluation set of a recipe, in its mode: directly, or behind one drawn thought a row."""
+    torch.manual_seed(prepared.recipe.seed)
+    return {name: _read(prepared, model, examples, batch) for name, examples in prepared.data.evaluate.items()}
+
+
+def _read(prepared: Prepared, model: Any, examples: tuple[Example, ...], batch: int) -> Readings:
+    recipe, pad_id = prepared.recipe, prepared.tokenizer.pad_token_id
+    if recipe.mode == "direct":
+        raw = read_decisions(model, examples, None, pad_id=pad_id, batch=batch)
+    else:
+        rollouts = roll_out(
+            model,
+            examples,
+            budget=recipe.rollout.max_tokens,
+            temperature=recipe.rollout.temperature,
+            pad_id=pad_id,
+            end_id=prepared.tokenizer.eos_token_id,
+            batch=batch,
+        )
+        raw = np.array([drawn[0].probabilities for drawn in rollouts])
+    return ordered(np.array([e.hash for e in examples]), raw, np.array([e.gold for e in examples]))
+
+
+def save_readings(path: Path, sets: Mapping[str, Readings], *, made_from: str) -> None:
+    """Writes readings whole or not at all; `made_from` says by what recipe and data."""
+    aside = path.with_suffix(".writing")
+    arrays = {f"{name}/{part}": getattr(found, part) for name, found in sets.items() for part in Readings.__slots__}
+    with aside.open("wb") as file:
+        np.savez_compressed(file, made_from=np.array(made_from), **arrays)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.rename(path)
+
+
+def load_readings(path: Path) -> tuple[dict[str, Readings], str]:
+    """What `save_readings` wrote: the sets, and what they were made from."""
+    with np.load(path, allow_pickle=False) as arrays:
+        names = dict.fromkeys(key.rpartition("/")[0] for key in arrays.files if "/" in key)
+        sets = {name: Readings(*(arrays[f"{name}/{part}"] for part in Readings.__slots__)) for name in names}
+        return sets, str(arrays["made_from"])
