@@ -126,12 +126,16 @@ def run_server(settings: Settings, *, demo: bool) -> int:
         fail("no model: give --model DIR, or --demo", status=2)
     # Imported here: everything above answers at once.
     from demur.decision.errors import DecisionError
-    from demur.server.ending import end_now
+    from demur.server.ending import LAST_S, end_after, end_now
     from demur.server.logs import logging_config
     from demur.server.serve import EXIT_ENGINE, DemurServer
 
     logging.config.dictConfig(logging_config(settings.log_level))
-    server = DemurServer(settings, on_ready=_print_example if demo else None)
+    server = DemurServer(
+        settings,
+        on_ready=_print_example if demo else None,
+        on_failure=lambda: end_after(LAST_S, EXIT_ENGINE),
+    )
     try:
         import uvloop
     except ImportError:

@@ -11,6 +11,9 @@ import psutil
 
 from demur.server.engines import watch
 
+#: Seconds for an end in order. What the store has is safe at any moment.
+LAST_S = 7.0
+
 
 def end_after(seconds: float, status: int) -> None:
     """Ends this process and its children after so long, unless it has ended before.

@@ -23,7 +23,6 @@ from demur.server.bundles import check_bundles, read_bundles
 from demur.server.calibrated import Calibrated
 from demur.server.decide import DecidePipeline, Prepared
 from demur.server.desk import CalibrationDesk
-from demur.server.ending import end_after
 from demur.server.engines import watch
 from demur.server.engines.identity import ModelUnusable
 from demur.server.engines.vllm_engine import VllmEngine, VllmSettings
@@ -42,8 +41,6 @@ EXIT_UNUSABLE = 1
 EXIT_ENGINE = 70
 #: After an engine failure: so long the 503s reach their callers, and probes see that the server is not ready.
 _LAST_ANSWERS_S = 2.0
-#: After an engine failure: then the process ends, whatever hangs. What the store has is safe at any moment.
-_LAST_S = 7.0
 
 _log = logging.getLogger("demur.serve")
 
@@ -70,13 +67,18 @@ class _Uvicorn(uvicorn.Server):
 
 
 class DemurServer:
-    """One server process. `await run()` returns the exit status."""
+    """One server process. `await run()` returns the exit status; `on_failure` is told of a dead engine before that."""
 
     def __init__(
-        self, settings: Settings, *, on_ready: Callable[[str, Mapping[str, Task]], None] | None = None
+        self,
+        settings: Settings,
+        *,
+        on_ready: Callable[[str, Mapping[str, Task]], None] | None = None,
+        on_failure: Callable[[], None] = lambda: None,
     ) -> None:
         self.settings = settings
         self._on_ready = on_ready
+        self._on_failure = on_failure
         self._decider = _LateDecider()
         self._registry = Registry({})
         self._engine: VllmEngine | None = None
@@ -203,7 +205,7 @@ class DemurServer:
             return
         _log.error("the engine failed: %s", reason)
         self._status = EXIT_ENGINE  # also if a signal ends the wait below
-        end_after(_LAST_S, EXIT_ENGINE)
+        self._on_failure()
         self._lifecycle.fail(reason)
         self._http.config.timeout_graceful_shutdown = 1  # nothing that is left can be answered
         await asyncio.sleep(_LAST_ANSWERS_S)
