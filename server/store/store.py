@@ -82,7 +82,7 @@ class Store:
 
         After a timeout the job is not run, unless it was running: then it may have been.
         """
-        future = asyncio.wrap_future(self.writer.submit(job))
+        future: asyncio.Future[T] = asyncio.wrap_future(self.writer.submit(job))
         # Not wait_for: before Python 3.12 that loses a cancellation which comes together with the result.
         try:
             async with asyncio.timeout(timeout_s or self._timeout_s):
