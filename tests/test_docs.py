@@ -29,6 +29,7 @@ NOT_RUN = {
     ".venv/bin/python -m pytest": "this is that",
     ".venv/bin/demur serve --demo --tasks": "runs until it is stopped; the demo server is this command",
     ".venv/bin/python -m demur.training.grid": "needs the data sets, GPUs and hours",
+    ".venv/bin/python -m demur.training.extraction": "needs a trained model",
     "deploy/": "installs several gigabytes",
     "useradd ": "changes the machine",
     "install ": "changes the machine",

@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
 
 import click
 from tqdm import tqdm
@@ -25,10 +24,9 @@ from demur.training.checkpoints import complete
 from demur.training.comparison import compare
 from demur.training.errors import TrainingError
 from demur.training.grid_report import figure, table, to_json
-from demur.training.readings import Readings, load_readings, read_sets, save_readings
+from demur.training.readings import Readings, load_model, load_readings, read_sets, save_readings
 from demur.training.recipe import Recipe
 from demur.training.recipefile import RecipeFile, load_recipes
-from demur.training.weights import load_weights
 
 BASE = "base"
 READINGS = "readings.npz"
@@ -98,7 +96,11 @@ def run_cell(cell: Cell, folder: Path, out: Path, *, keep_models: bool) -> dict[
         # A run that ended before it was read begins at its last checkpoint, and ends at once.
         run.train(prepared, place, resume=True)
     place.mkdir(parents=True, exist_ok=True)
-    save_readings(place / READINGS, read_sets(prepared, _model(prepared, place, cell)), made_from=made_from)
+    save_readings(
+        place / READINGS,
+        read_sets(prepared, load_model(prepared, place / run.MODEL if cell.trains else None)),
+        made_from=made_from,
+    )
     for checkpoint in complete(place):
         shutil.rmtree(checkpoint)
     if cell.trains and not keep_models:
@@ -122,18 +124,6 @@ def collect(cells: Sequence[Cell], read: Callable[[Cell], dict[str, Readings] | 
 def _joined(folds: Sequence[Mapping[str, Readings]]) -> dict[str, Readings]:
     first, *others = folds
     return {name: found.joined([fold[name] for fold in others]) if others else found for name, found in first.items()}
-
-
-def _model(prepared: run.Prepared, place: Path, cell: Cell) -> Any:
-    if not cell.trains:
-        return load_weights(prepared.recipe, prepared.folder)
-    if prepared.recipe.model.adapter is None:
-        from transformers import AutoModelForCausalLM
-
-        return AutoModelForCausalLM.from_pretrained(place / run.MODEL)
-    from peft import PeftModel
-
-    return PeftModel.from_pretrained(load_weights(prepared.recipe, prepared.folder), place / run.MODEL)
 
 
 def _arm_key(recipe: Recipe) -> str:

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from demur.training.data import Example
 from demur.training.rollouts import read_decisions, roll_out
-from demur.training.run import Prepared
+from demur.training.run import ADAPTER, Prepared
+from demur.training.weights import load_weights
 
 FloatArray = NDArray[np.float64]
 
@@ -55,6 +56,18 @@ def ordered(hashes: NDArray[Any], raw: FloatArray, gold: NDArray[Any]) -> Readin
     """Readings of rows in any order."""
     order = np.argsort(hashes, kind="stable")
     return Readings(hashes[order], raw[order], gold[order])
+
+
+def load_model(prepared: Prepared, trained: Path | None) -> Any:
+    """A trained model of a recipe, or what its training starts from where there is none."""
+    start = load_weights(prepared.recipe, prepared.folder)
+    if trained is None:
+        return start
+    if not (trained / ADAPTER).is_file():
+        return type(start).from_pretrained(trained, dtype=start.dtype)
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(start, trained)
 
 
 def read_sets(prepared: Prepared, model: Any, *, batch: int = 32) -> dict[str, Readings]:

@@ -18,11 +18,12 @@ from benchmarks.synthetic.task import TASKS
 from demur.calibration import calibration_report
 from demur.training.data import Example
 from demur.training.direct import DirectSettings
+from demur.training.extraction import Diagnosis, diagnose
 from demur.training.fixed_points import FloatArray
 from demur.training.objectives import Objective
 from demur.training.reasoned import ReasonedTrainer, RolloutPlan, as_dataset, decision_reward, trl_arguments
 from demur.training.recipe import Recipe
-from demur.training.rollouts import Rollout, roll_out
+from demur.training.rollouts import Rollout, read_decisions, roll_out
 
 #: Completions have ten tokens: a lambda that, times their length, is the weight of the direct half.
 LAMBDA = 0.05
@@ -60,6 +61,7 @@ class ReasonedBudget:
     learning_rate: float = 5e-4
     own_correct_steps: int = 20
     held_out: int = 3000
+    diagnosed: int = 150
 
 
 @dataclass(frozen=True)
@@ -67,10 +69,12 @@ class ReasonedResult(Result):
     """One trained arm, read behind one drawn thought a prompt; see `Result`.
 
     `drawn_accuracy`: of decisions drawn at temperature 1. `tally`: share of thoughts that are the true tally.
+    `extraction`: what becomes of decisions whose thought is replaced.
     """
 
     drawn_accuracy: float
     tally: float
+    extraction: Diagnosis
 
 
 def train_reasoned(task_name: str, arm: str, seed: int, budget: ReasonedBudget) -> ReasonedResult:
@@ -105,6 +109,16 @@ def train_reasoned(task_name: str, arm: str, seed: int, budget: ReasonedBudget) 
         seconds=time.perf_counter() - started,
         drawn_accuracy=float(np.mean([r.option == right for r, right in zip(found, gold, strict=True)])),
         tally=float(np.mean([r.thought == tuple(row) for r, row in zip(found, truth.tolist(), strict=True)])),
+        extraction=extraction_of(model, tally, examples[: budget.diagnosed], seed),
+    )
+
+
+def extraction_of(model: Any, tally: Tally, examples: list[Example], seed: int, group: int = 8) -> Diagnosis:
+    """The extraction diagnosis of a trained decoder."""
+    drawn = thoughts_of(model, tally, examples, seed, group)
+    grouped = [drawn[start : start + group] for start in range(0, len(drawn), group)]
+    return diagnose(
+        examples, grouped, lambda hosts, thoughts: read_decisions(model, hosts, thoughts, pad_id=tally.pad, batch=500)
     )
 
 
