@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from demur.calibration import Certificate, Identity, VerdictCertificates
+from demur.calibration import Identity, VerdictCertificates
 from demur.decision.labelled import LabelledData
 from demur.decision.task import ReadoutKind, Task
 from demur.server.calibrate import Calibration
 from demur.server.calibrated import min_label_mass, policy_hash
+from demur.server.certificate_file import certificate_document
 from demur.server.evaluation import evaluation
 from demur.server.making import CROSS_FITTED
 from demur.server.report_html import Ranking, reliability_svg, report_html
@@ -122,40 +123,16 @@ def _calibrator(calibration: Calibration) -> dict[str, Any]:
 
 
 def _certificate(calibration: Calibration, task: Task, readout: ReadoutKind) -> dict[str, Any] | None:
-    issued = [one for one in (calibration.certificates, *calibration.slices.values()) if one is not None]
+    whole = calibration.certificates
+    issued: dict[str | None, VerdictCertificates] = dict(calibration.slices) if whole is None else {None: whole}
     if not issued:
         return None
-    trusted = issued[0].trusted
-    expires = trusted.expires_at
-    whole = {"trusted": None, "not_deferred": None} if calibration.slices else _chains(issued[0])
-    parted = {
-        "slice_by": task.slice_by,
-        "slices": {value: _chains(certificates) for value, certificates in calibration.slices.items()},
-    }
-    return {
-        **whole,
-        **(parted if calibration.slices else {}),
-        "score": calibration.plan.score,
-        "issued_at": trusted.issued_at.isoformat(),
-        "expires_at": None if expires is None else expires.isoformat(),
-        "policy_hash": policy_hash(task.policy, readout),
-        "assumptions": list(trusted.assumptions),
-        "evidence": {
-            "certifying_rows": sum(one.trusted.n for one in issued),
-            "errors": sum(one.trusted.errors for one in issued),
-            "unlabelled": sum(one.trusted.unlabelled for one in issued),
-        },
-        "attempts": calibration.plan.attempt or 1,
-    }
-
-
-def _chains(certificates: VerdictCertificates) -> dict[str, Any]:
-    return {"trusted": _stored(certificates.trusted), "not_deferred": _stored(certificates.not_deferred)}
-
-
-def _stored(certificate: Certificate) -> dict[str, Any]:
-    stored: dict[str, Any] = json.loads(certificate.to_json())
-    return stored
+    return certificate_document(
+        issued,
+        slice_by=task.slice_by,
+        policy_hash=policy_hash(task.policy, readout),
+        attempts=calibration.plan.attempt or 1,
+    )
 
 
 def _data(data: LabelledData | None) -> dict[str, Any] | None:

@@ -176,6 +176,7 @@ class DecidePipeline:
             calibration=None if calibrated is None else calibrated.info,
             certificate=judgement.certificate,
             guarantee=judgement.guarantee,
+            slice=request.slice,
             reading=readout,
             shadow=self._shadow(request, prompt, readout),
         )

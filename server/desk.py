@@ -54,8 +54,8 @@ class CalibrationDesk:
         """Reads rows as the task does, without its bundle. Raises Unavailable."""
         return PipelineReader(self._running(), task)
 
-    async def calibrate(self, task: Task, data: LabelledData, plan: Plan) -> Made:
-        """Reads the rows beside the traffic, makes a bundle and swaps it in between two requests.
+    async def calibrate(self, task: Task, data: LabelledData, plan: Plan, *, by: str | None = None) -> Made:
+        """Reads the rows beside the traffic, makes a bundle and swaps it in between two requests. `by`: id of a key.
 
         Raises Conflict where there is no place for bundles, DataFileError, CalibrationError, DemurError.
         """
@@ -71,7 +71,7 @@ class CalibrationDesk:
             if self.shelf is None:
                 self._swap(task, bundle)
             else:
-                await self.shelf.adopt(task.name, Calibrated.of(bundle), None)
+                await self.shelf.adopt(task.name, Calibrated.of(bundle), by)
             return Made(calibration, bundle)
 
     def _swap(self, task: Task, bundle: Bundle) -> None:

@@ -50,12 +50,6 @@ class Guarantee:
         ends = [self.expires_at, None if self.trusted is None else self.trusted.expires_at]
         object.__setattr__(self, "ends_at", min((end for end in ends if end is not None), default=None))
 
-    def valid(self, now: datetime) -> bool:
-        """Whether some trust is certified, in some slice, and has not expired at `now` (with a time zone)."""
-        return (self.trust_at is not None and not self.expired(now)) or any(
-            one.valid(now) for one in self.slices.values()
-        )
-
     def certificates(self) -> Iterator[Certificate]:
         """All that there are, of all slices."""
         yield from (one for one in (self.trusted, self.not_deferred) if one is not None)
@@ -75,10 +69,27 @@ class Guarantee:
         return self.ends_at is not None and now >= self.ends_at
 
 
+def states(guarantee: Guarantee, standing: Callable[[str], Standing], now: datetime) -> dict[str, str]:
+    """How each certificate stands at `now`, by slice; one of all traffic under the empty name.
+
+    As in docs/monitoring.md, and `nothing_certified`.
+    """
+    parts = guarantee.slices or {"": guarantee}
+    return {value: _state(part, standing(part.key), now) for value, part in parts.items()}
+
+
+def _state(part: Guarantee, standing: Standing, now: datetime) -> str:
+    if part.trust_at is None:
+        return "nothing_certified"
+    if standing is not Standing.WITHDRAWN and part.expired(now):
+        return "expired"
+    return standing.value
+
+
 def holds(guarantee: Guarantee, standing: Callable[[str], Standing], now: datetime) -> bool:
     """Whether a certificate and those of its slices are in force at `now`: not expired, and valid by `standing`."""
-    parts = [part for part in (guarantee, *guarantee.slices.values()) if part.trust_at is not None]
-    return bool(parts) and all(part.valid(now) and standing(part.key) is Standing.VALID for part in parts)
+    found = set(states(guarantee, standing, now).values()) - {"nothing_certified"}
+    return found == {"valid"}
 
 
 @lru_cache(maxsize=256)
@@ -126,9 +137,9 @@ def guarantee_of(bundle: Bundle) -> Guarantee | None:
             policy,
             _time(issued_at),
             None if expires_at is None else _time(expires_at),
-            _key(bundle),
+            _key(bundle, hashlib.sha256(bundle.files["certificate.json"]).hexdigest()),
         )
-        guarantee = _sliced(guarantee, rest.get("slice_by"), rest.get("slices"))
+        guarantee = _sliced(bundle, guarantee, rest.get("slice_by"), rest.get("slices"))
     except ValueError as error:  # CalibrationError is one
         raise BundleError(f"{file}: {error}") from None
     for one in (guarantee, *guarantee.slices.values()):
@@ -138,14 +149,17 @@ def guarantee_of(bundle: Bundle) -> Guarantee | None:
     return guarantee
 
 
-def _key(bundle: Bundle) -> str:
-    """Hash of the certificate and of all that it was issued for, the calibrator left aside."""
-    said: Json = [bundle.task, dict(bundle.pins), hashlib.sha256(bundle.files["certificate.json"]).hexdigest()]
+def _key(bundle: Bundle, certificate: Json) -> str:
+    """Hash of a certificate and of all that it was issued for, the calibrator left aside."""
+    said: Json = [bundle.task, dict(bundle.pins), certificate]
     return hashlib.sha256(canonical_bytes(said)).hexdigest()[:32]
 
 
-def _sliced(whole: Guarantee, slice_by: object, slices: object) -> Guarantee:
-    """The guarantee with its slices, where there are any; a certificate of the whole is none of a slice."""
+def _sliced(bundle: Bundle, whole: Guarantee, slice_by: object, slices: object) -> Guarantee:
+    """The guarantee with its slices, where there are any; a certificate of the whole is none of a slice.
+
+    A slice's key does not depend on the other slices: when those are certified anew, its process goes on.
+    """
     if slice_by is None and slices is None:
         return whole
     if not (isinstance(slice_by, str) and isinstance(slices, dict)) or whole.trusted or whole.not_deferred:
@@ -155,8 +169,10 @@ def _sliced(whole: Guarantee, slice_by: object, slices: object) -> Guarantee:
         match stored:
             case {"trusted": dict() as trusted, "not_deferred": dict() as not_deferred, **rest} if not rest:
                 one, other = _certificate(trusted), _certificate(not_deferred)
-                key = hashlib.sha256(f"{whole.key} {value}".encode()).hexdigest()[:32]
-                parts[value] = replace(whole, trusted=one, not_deferred=other, slice=value, key=key)
+                key = _key(bundle, [whole.policy_hash, whole.score, value, stored])
+                parts[value] = replace(
+                    whole, trusted=one, not_deferred=other, slice=value, key=key, issued_at=one.issued_at
+                )
             case _:
                 raise ValueError(f"slice {value} must hold `trusted` and `not_deferred`")
     return replace(whole, slice_by=slice_by, slices=parts)

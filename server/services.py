@@ -71,8 +71,11 @@ class Desk(Protocol):
         """Reads rows as the task does, without its bundle. Raises Unavailable."""
         ...
 
-    async def calibrate(self, task: Task, data: LabelledData, plan: Plan) -> Made:
-        """Makes a bundle and swaps it in. Raises DataFileError, BundleError, CalibrationError, DemurError."""
+    async def calibrate(self, task: Task, data: LabelledData, plan: Plan, *, by: str | None = None) -> Made:
+        """Makes a bundle and swaps it in; `by` is the id of a key.
+
+        Raises DataFileError, BundleError, CalibrationError, DemurError.
+        """
         ...
 
 

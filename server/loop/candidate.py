@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from demur.calibration import Calibrator, CorrectnessModel, Selection, VerdictCertificates, select_calibrator
+from demur.calibration import Calibrator, CorrectnessModel, Selection, select_calibrator
 from demur.decision.bundle import write_bundle
 from demur.decision.labelled import LabelledRow
 from demur.decision.readout import Readout
-from demur.decision.task import PolicySpec, ReadoutKind, Task
+from demur.decision.task import ReadoutKind, Task
 from demur.server.bundling import bundle_files
 from demur.server.calibrate import Calibration, Counts, Plan, scored
-from demur.server.calibrated import Calibrated, policy_hash
+from demur.server.calibrated import Calibrated
 from demur.server.crossfit import CrossFit, cross_fit
 from demur.server.loop.evidence import Evidence
 from demur.server.readings import Readings
@@ -103,22 +103,6 @@ def remake(before: Calibrated, task: Task, candidate: Candidate, readout: Readou
     origin.setdefault("model", "")
     files = bundle_files(calibration, task, old.files["task.yaml"], origin, readout)
     return Remade(_written(before, {**files, "certificate.json": old.files["certificate.json"]}))
-
-
-def certificate_document(certificates: VerdictCertificates, policy: PolicySpec, readout: ReadoutKind) -> dict[str, Any]:
-    """What certificate.json says of certificates that audits have given."""
-    trusted, rest = certificates.trusted, certificates.not_deferred
-    return {
-        "trusted": json.loads(trusted.to_json()),
-        "not_deferred": json.loads(rest.to_json()),
-        "score": trusted.score,
-        "issued_at": trusted.issued_at.isoformat(),
-        "expires_at": None if trusted.expires_at is None else trusted.expires_at.isoformat(),
-        "policy_hash": policy_hash(policy, readout),
-        "assumptions": list(trusted.assumptions),
-        "evidence": {"certifying_rows": trusted.n, "errors": trusted.errors, "unlabelled": trusted.unlabelled},
-        "attempts": trusted.attempt or 1,
-    }
 
 
 def _readings(task: Task, rows: Evidence) -> Readings:

@@ -7,24 +7,25 @@ the older half of those audits, and adopted only if it is better on the newer ha
 
 import asyncio
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from functools import partial
 from hashlib import sha256
 from typing import Literal
 
-import numpy as np
 from sqlalchemy import Connection
 
-from demur.calibration import VerdictCertificates, certify_verdicts
 from demur.decision.task import PolicySpec, Task
 from demur.server.bundles import ServedBundle
-from demur.server.calibrated import Calibrated, min_label_mass
+from demur.server.calibrated import Calibrated, min_label_mass, policy_hash
+from demur.server.certificate_file import certificate_document
 from demur.server.errors import Conflict
-from demur.server.loop.candidate import Remade, certificate_document, refit, remake
+from demur.server.loop.candidate import Remade, refit, remake
+from demur.server.loop.certifying import Terms, beside, certify, slices_of, usable
 from demur.server.loop.evidence import Evidence, evidence
-from demur.server.loop.shelf import Shelf
+from demur.server.loop.shelf import Shelf, watched
 from demur.server.store.attempts import begin_attempt, finish_attempt
 from demur.server.store.decisions import drawn
 from demur.server.store.guarantees import guarantees
@@ -42,7 +43,8 @@ class Renewed:
     """What came of a renewal.
 
     `audits` stood for traffic, `certifying` of them. `attempt` is None where no label was tested; `delta` is what it
-    spent. `improvement` is in nats a decision, with the half-width of its 95% interval. `version` where adopted.
+    spent. `threshold`, or `slices` where traffic is parted: what was certified anew, None where nothing was.
+    `improvement` is in nats a decision, with the half-width of its 95% interval. `version` where adopted.
     """
 
     kind: AttemptKind
@@ -56,16 +58,7 @@ class Renewed:
     margin: float | None = None
     bundle: str | None = None
     version: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Terms:
-    """What is promised: as the certificate that is renewed did."""
-
-    alpha: float
-    beta: float
-    delta: float
-    valid_for: timedelta | None
+    slices: Mapping[str, float | None] = field(default_factory=dict)
 
 
 class Renewal:
@@ -91,9 +84,10 @@ class Renewal:
         Raises Conflict for a bundle that cannot be renewed, StoreUnavailable.
         """
         async with self._lock:
-            calibrated = _renewable(served)
-            record, rows = await self._evidence(task, calibrated)
-            renewed = await self._certified("recertify", task, served, policy, record, rows, Remade(calibrated), by)
+            calibrated = _renewable(task, served)
+            records, rows = await self._evidence(task, calibrated)
+            attempt = _Attempted("recertify", task, served, policy, _start(records), by)
+            renewed = await self._certified(attempt, rows, Remade(calibrated), same_trusted_set=True)
         self._count(task.name, renewed)
         return renewed
 
@@ -105,8 +99,8 @@ class Renewal:
         return renewed
 
     async def _recalibrate(self, task: Task, served: ServedBundle, policy: PolicySpec, by: str | None) -> Renewed:
-        calibrated = _renewable(served)
-        record, rows = await self._evidence(task, calibrated)
+        calibrated = _renewable(task, served)
+        records, rows = await self._evidence(task, calibrated)
         half = len(rows.audits) // 2
         if half < _LEAST_TO_FIT:
             return Renewed("recalibrate", "too_few_audits", len(rows.audits))
@@ -116,8 +110,9 @@ class Renewal:
         if not gain - margin > 0.0:
             return Renewed("recalibrate", "no_improvement", len(rows.audits), improvement=gain, margin=margin)
         remade = await asyncio.to_thread(remake, calibrated, task, candidate, served.readout)
-        stands = record is not None and record.state in ("valid", "starved")
-        if stands and candidate.same_trusted_set(calibrated):
+        stands = bool(records) and all(record.state in ("valid", "starved") for record in records)
+        same = candidate.same_trusted_set(calibrated)
+        if stands and same:
             version = await self._shelf.adopt(task.name, remade.calibrated, by)
             return Renewed(
                 "recalibrate",
@@ -128,120 +123,101 @@ class Renewal:
                 bundle=version.bundle,
                 version=version.version,
             )
-        return await self._certified("recalibrate", task, served, policy, record, newer, remade, by, gain, margin)
+        attempt = _Attempted("recalibrate", task, served, policy, _start(records), by)
+        return await self._certified(attempt, newer, remade, same_trusted_set=same, gain=gain, margin=margin)
 
-    async def _evidence(self, task: Task, calibrated: Calibrated) -> tuple[GuaranteeRecord | None, Evidence]:
-        key = None if calibrated.guarantee is None else calibrated.guarantee.key
+    async def _evidence(self, task: Task, calibrated: Calibrated) -> tuple[list[GuaranteeRecord], Evidence]:
+        keys = [record.key for record in watched(task.name, calibrated).guarantees]
 
-        def read(connection: Connection) -> tuple[GuaranteeRecord | None, Evidence]:
-            record = next(iter(guarantees(connection, [] if key is None else [key])), None)
-            audits = drawn(connection, self._store.options, after=_start(record), task=task.name)
-            return record, evidence(audits, bundle=calibrated.bundle.id, now=self._clock())
+        def read(connection: Connection) -> tuple[list[GuaranteeRecord], Evidence]:
+            records = guarantees(connection, keys)
+            audits = drawn(connection, self._store.options, after=_start(records), task=task.name)
+            return records, evidence(audits, bundle=calibrated.bundle.id, now=self._clock())
 
         return await self._store.read(read)
 
     async def _certified(
         self,
-        kind: AttemptKind,
-        task: Task,
-        served: ServedBundle,
-        policy: PolicySpec,
-        record: GuaranteeRecord | None,
+        asked: "_Attempted",
         rows: Evidence,
         remade: Remade,
-        by: str | None,
+        *,
+        same_trusted_set: bool,
         gain: float | None = None,
         margin: float | None = None,
     ) -> Renewed:
         """One attempt at certifying a candidate with audits that it was not fitted on."""
-        terms, calibrated = _terms(remade.calibrated), remade.calibrated
-        mass = min_label_mass(policy, served.readout)
-        usable = [i for i, reading in enumerate(rows.readings()) if reading.label_mass >= mass]
-        if len(usable) < _fewest(terms):
-            return Renewed(kind, "too_few_audits", len(rows.audits), len(usable), improvement=gain, margin=margin)
+        task, served, calibrated = asked.task, asked.served, remade.calibrated
+        terms, mass = Terms.of(calibrated), min_label_mass(asked.policy, served.readout)
+        indices = usable(calibrated, rows, mass)
+        seen = Renewed(asked.kind, "too_few_audits", len(rows.audits), len(indices), improvement=gain, margin=margin)
+        if max(Counter(slices_of(calibrated, rows, indices)).values(), default=0) < terms.fewest:
+            return seen
         now = self._clock()
-        question = _question(task.name, served.calibrated.bundle.id, _start(record))
+        question = _question(task.name, served.calibrated.bundle.id, asked.start)
         attempt = await self._store.write(
-            lambda connection: begin_attempt(connection, task.name, question, kind, terms.delta, now)
+            lambda connection: begin_attempt(connection, task.name, question, asked.kind, terms.delta, now)
         )
-        certificates = await asyncio.to_thread(_certify, calibrated, rows, usable, terms, attempt, now)
-        outcome: Result = "nothing_certified" if certificates.trusted.threshold is None else "adopted"
+        issued = await asyncio.to_thread(certify, calibrated, rows, indices, terms, attempt, now)
+        thresholds = {value: one.trusted.threshold for value, one in issued.items()}
+        outcome: Result = "adopted" if any(one is not None for one in thresholds.values()) else "nothing_certified"
         version = None
         if outcome == "adopted":
-            document = certificate_document(certificates, policy, served.readout)
-            said = {"attempt": attempt.number, "audits": len(rows.audits), "rate": rows.rate, "kind": kind}
+            hashed = policy_hash(asked.policy, served.readout)
+            document = certificate_document(
+                beside(calibrated, issued, policy_hash=hashed if same_trusted_set else None),
+                slice_by=task.slice_by,
+                policy_hash=hashed,
+                attempts=attempt.number,
+            )
+            said = {"attempt": attempt.number, "audits": len(rows.audits), "rate": rows.rate, "kind": asked.kind}
             bundle = await asyncio.to_thread(remade.certified, document, said)
-            version = await self._shelf.adopt(task.name, bundle, by)
+            version = await self._shelf.adopt(task.name, bundle, asked.by)
         await self._store.write(partial(_finish, attempt, outcome))
-        return Renewed(
-            kind,
-            outcome,
-            len(rows.audits),
-            len(usable),
-            attempt.number,
-            attempt.delta,
-            certificates.trusted.threshold,
-            gain,
-            margin,
-            None if version is None else version.bundle,
-            None if version is None else version.version,
+        return replace(
+            seen,
+            outcome=outcome,
+            attempt=attempt.number,
+            delta=attempt.delta,
+            threshold=thresholds.get(None),
+            slices={value: one for value, one in thresholds.items() if value is not None},
+            bundle=None if version is None else version.bundle,
+            version=None if version is None else version.version,
         )
 
 
-def _renewable(served: ServedBundle) -> Calibrated:
+@dataclass(frozen=True, slots=True)
+class _Attempted:
+    """What was asked for. Audits after `start` certify."""
+
+    kind: AttemptKind
+    task: Task
+    served: ServedBundle
+    policy: PolicySpec
+    start: int
+    by: str | None
+
+
+def _renewable(task: Task, served: ServedBundle) -> Calibrated:
     if served.mismatches:
         raise Conflict(f"the bundle was made for another {', '.join(served.mismatches)}; make a new one")
-    guarantee = served.calibrated.guarantee
-    if guarantee is not None and guarantee.slice_by is not None:
-        raise Conflict("certificates of slices are not renewed from audits; make a new bundle of labelled rows")
+    if task.slice_by is not None and served.calibrated.guarantee is None:
+        raise Conflict("the bundle knows no slice of this task; make a new one of labelled rows")
     return served.calibrated
 
 
-def _start(record: GuaranteeRecord | None) -> int:
-    """The last audit that does not certify: those after it are new to the certificate, and to what withdrew it."""
-    if record is None:
-        return 0
-    return record.first_audit_seq if record.ended_audit_seq is None else record.ended_audit_seq
+def _start(records: Sequence[GuaranteeRecord]) -> int:
+    """The last audit that does not certify: those after it are new to the certificates, and to what withdrew one.
+
+    Slices are one question with one delta, so all of them begin where the last of them did.
+    """
+    return max(
+        (one.first_audit_seq if one.ended_audit_seq is None else one.ended_audit_seq for one in records), default=0
+    )
 
 
 def _question(task: str, bundle: str, start: int) -> str:
     return sha256(json.dumps([task, bundle, start]).encode()).hexdigest()[:32]
-
-
-def _terms(calibrated: Calibrated) -> _Terms:
-    guarantee = calibrated.guarantee
-    if guarantee is None or guarantee.trusted is None:
-        return _Terms(0.05, 0.30, 0.05, timedelta(days=90))
-    trusted, rest = guarantee.trusted, guarantee.not_deferred
-    valid_for = None if trusted.expires_at is None else trusted.expires_at - trusted.issued_at
-    # Trust and answers have half of delta each.
-    return _Terms(trusted.alpha, 0.30 if rest is None else rest.alpha, 2 * trusted.delta, valid_for)
-
-
-def _fewest(terms: _Terms) -> int:
-    """Rows without which no attempt can succeed, so that none is spent: a first attempt, all of them right."""
-    return int(np.ceil(np.log(terms.delta / 4) / np.log1p(-terms.alpha)))
-
-
-def _certify(
-    calibrated: Calibrated, rows: Evidence, usable: list[int], terms: _Terms, attempt: Attempt, now: datetime
-) -> VerdictCertificates:
-    readings, labels = rows.readings(), rows.labels()
-    applied = [calibrated.apply(readings[i]) for i in usable]
-    split = calibrated.score_name == "p_correct" or calibrated.calibrator.moves_decision
-    return certify_verdicts(
-        np.array([one.score for one in applied]),
-        # A label that never came counts as an error.
-        np.array([one.index == labels[i] for one, i in zip(applied, usable, strict=True)]),
-        alpha=terms.alpha,
-        beta=terms.beta,
-        delta=terms.delta,
-        route="split" if split else "label_free",
-        score_name=calibrated.score_name,
-        attempt=attempt.number,
-        issued_at=now,
-        valid_for=terms.valid_for,
-    )
 
 
 def _finish(attempt: Attempt, outcome: Result, connection: Connection) -> None:

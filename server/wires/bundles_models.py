@@ -48,7 +48,8 @@ class RenewedOut(BaseModel):
     certifying: int
     attempt: int | None = Field(description="Number of the attempt on this question.")
     delta: float | None = Field(description="What this attempt may spend of delta.")
-    threshold: float | None
+    threshold: float | None = Field(description="Certified anew; null where nothing was, or traffic has slices.")
+    slices: dict[str, float | None] = Field(description="The same by slice. Where null, what a slice had stays.")
     improvement: float | None = Field(description="Gain of log-likelihood on newer audits, in nats a decision.")
     margin: float | None = Field(description="Half of its 95% interval.")
     bundle: str | None

@@ -19,7 +19,7 @@ from demur.decision.labelled import LabelledData, LabelledRow, parse_labelled, r
 from demur.decision.readout import Readout
 from demur.decision.rowhash import row_hash
 from demur.decision.task import Task
-from demur.server.auth import admin_only
+from demur.server.auth import Caller, admin_only
 from demur.server.calibrate import Plan
 from demur.server.errors import DemurError, Fault, Invalid, TooLarge, Unavailable
 from demur.server.problems import problem_members
@@ -61,8 +61,9 @@ def routes(services: Services) -> list[Route]:
         task = find_task(request.path_params["name"], services)
         body = _parse(CalibrateIn, await services.read(request))
         data, plan = _rows(body, task), _plan(body)
+        caller: Caller = request.state.caller
         try:
-            made = await _desk(services).calibrate(task, data, plan)
+            made = await _desk(services).calibrate(task, data, plan, by=caller.key_id)
         except (DataFileError, BundleError, CalibrationError) as error:
             raise Invalid(str(error)) from None
         return json_reply(_made(made, task))

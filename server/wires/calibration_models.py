@@ -43,6 +43,9 @@ class CertificateOut(Out):
     slice: str | None = Field(description="The part of the traffic that it speaks of; null for all of it.")
 
 
+State = Literal["valid", "starved", "expired", "withdrawn", "unknown", "nothing_certified"]
+
+
 class TaskCalibrationOut(Out):
     """What a task's verdicts rest on."""
 
@@ -51,7 +54,8 @@ class TaskCalibrationOut(Out):
     created_at: str | None
     mismatches: list[str] = Field(description="Pinned parts that are not what is running: then it is not applied.")
     calibration: CalibrationOut | None
-    valid: bool = Field(description="Whether trust is certified now.")
+    valid: bool = Field(description="Whether trust is certified now, in some slice at least.")
+    states: dict[str, State] = Field(description="How each certificate stands, by slice; of all traffic under ''.")
     certificate: dict[str, Any] | None = Field(description="As the bundle has it, with evidence and assumptions.")
     report: dict[str, Any] | None = Field(description="The evaluation, as the bundle has it.")
 

@@ -15,10 +15,11 @@ from demur.decision.task import PolicyKind, PolicySpec, Scale, Task
 from demur.server.auth import Caller, admin_only
 from demur.server.bundles import ServedBundle
 from demur.server.errors import BadRequest, Fault, Invalid, NotFound
-from demur.server.guarantee import Guarantee
+from demur.server.guarantee import Guarantee, states
 from demur.server.live_policies import PolicyVersion, policy_members
 from demur.server.policy import carried
 from demur.server.services import Services
+from demur.server.types import Standing
 from demur.server.wires.calibration_models import TaskPolicyIn
 from demur.server.wires.decide import find_task
 from demur.server.wires.faults import crowded, faults_of, require_none
@@ -40,7 +41,7 @@ def routes(services: Services) -> list[Route]:
                 raise NotFound("there is no diagram: the task has no bundle, or its bundle holds none")
             # A bundle is data, so its diagram may not run anything.
             return Response(diagram, media_type=SVG, headers={"Content-Security-Policy": "default-src 'none'; sandbox"})
-        return json_reply(_calibration(task, served))
+        return json_reply(_calibration(task, served, services))
 
     async def policy(request: Request) -> Response:
         if request.method == "PUT":
@@ -117,7 +118,7 @@ def _wants_diagram(request: Request) -> bool:
     return SVG in accepted and "application/json" not in accepted
 
 
-def _calibration(task: Task, served: ServedBundle | None) -> dict[str, Any]:
+def _calibration(task: Task, served: ServedBundle | None, services: Services) -> dict[str, Any]:
     if served is None:
         return {
             "task": task.name,
@@ -126,17 +127,20 @@ def _calibration(task: Task, served: ServedBundle | None) -> dict[str, Any]:
             "mismatches": [],
             "calibration": None,
             "valid": False,
+            "states": {},
             "certificate": None,
             "report": None,
         }
-    bundle, guarantee = served.calibrated.bundle, served.calibrated.guarantee
+    bundle, guarantee = served.calibrated.bundle, None if served.mismatches else served.calibrated.guarantee
+    known = {} if guarantee is None else states(guarantee, services.metrics.standing, datetime.now(UTC))
     return {
         "task": task.name,
         "bundle": bundle.id,
         "created_at": bundle.created_at.isoformat(),
         "mismatches": list(served.mismatches),
         "calibration": asdict(served.calibrated.info),
-        "valid": not served.mismatches and guarantee is not None and guarantee.valid(datetime.now(UTC)),
+        "valid": "valid" in known.values(),
+        "states": known,
         "certificate": bundle.document("certificate.json"),
         "report": bundle.document("report.json"),
     }
@@ -151,17 +155,20 @@ def _policy(task: Task, services: Services) -> Response:
     body = {
         "task": task.name,
         **_version(version),
-        **_certified(version.policy, guarantee, served),
-        "slices": {value: _certified(version.policy, one, served) for value, one in slices.items()},
+        **_certified(version.policy, guarantee, served, services),
+        "slices": {value: _certified(version.policy, one, served, services) for value, one in slices.items()},
         "history": [_version(one) for one in services.policies.history(task)],
     }
     return json_reply(body, headers={"ETag": f'"{version.version}"'})
 
 
-def _certified(policy: PolicySpec, guarantee: Guarantee | None, served: ServedBundle | None) -> dict[str, Any]:
+def _certified(
+    policy: PolicySpec, guarantee: Guarantee | None, served: ServedBundle | None, services: Services
+) -> dict[str, Any]:
     if guarantee is None or served is None:
         return {"certificate": None, "certified_thresholds": []}
-    certificate = carried(policy, guarantee, served.readout, datetime.now(UTC))
+    stands = services.metrics.standing(guarantee.key) is Standing.VALID
+    certificate = carried(policy, guarantee, served.readout, datetime.now(UTC)) if stands else None
     return {
         "certificate": None if certificate is None else asdict(certificate),
         "certified_thresholds": [] if guarantee.trusted is None else list(guarantee.trusted.thresholds),

@@ -38,9 +38,9 @@ class Process:
     def client(self) -> httpx.AsyncClient:
         return httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://demur.test")
 
-    async def decide(self) -> dict[str, Any]:
+    async def decide(self, **body: Any) -> dict[str, Any]:
         async with self.client() as client:
-            answer = await client.post("/decide", json={"task": "route", "input": "it does not start"})
+            answer = await client.post("/decide", json={"task": "route", "input": "it does not start", **body})
         assert answer.status_code == 200, answer.text
         return answer.json()
 

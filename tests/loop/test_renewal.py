@@ -5,11 +5,13 @@ from datetime import timedelta
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 
 from demur.calibration import Identity
 from demur.server.calibrated import Applied
+from demur.server.guarantee import Guarantee
+from demur.server.loop.certifying import Terms, certify
 from demur.server.loop.evidence import Evidence, evidence
-from demur.server.loop.renewal import _certify, _Terms
 from demur.server.store.records import AuditRecord, Draw
 
 from .conftest import NOW, decision
@@ -48,11 +50,15 @@ def test_audits_of_other_bundles_are_none_of_this_one():
     assert chosen(audit(1), audit(2, bundle="c" * 64), audit(3, bundle=None)) == ([1], 0.05)
 
 
+PARTED = Guarantee("top_probability", None, None, "", NOW, None, slice_by="channel", slices=dict.fromkeys("ab"))
+
+
 @dataclass
 class Ranked:
     """A bundle whose scores are known: those of the rows, by their number."""
 
     scores: np.ndarray
+    guarantee: Guarantee | None = None
     score_name: str = "top_probability"
     calibrator = Identity()
 
@@ -65,25 +71,29 @@ class Numbered(Evidence):
         return range(len(self.audits))
 
     def labels(self):
-        return self.audits
+        return [one.label for one in self.audits]
 
 
-def attempts(rng, *, spend):
+def attempts(rng, *, spend, guarantee=None):
     """Whether one of 15 attempts on a growing sample certifies a score that says nothing, at risk alpha throughout."""
     n = 600
-    ranked, labels = Ranked(rng.random(n)), (rng.random(n) < ALPHA).astype(int)
+    ranked, wrong = Ranked(rng.random(n), guarantee), (rng.random(n) < ALPHA).astype(int)
+    rows = tuple(
+        SimpleNamespace(label=label, decision=SimpleNamespace(slice="ab"[i % 3 == 0])) for i, label in enumerate(wrong)
+    )
     for number in range(1, 16):
-        rows = Numbered(tuple(labels[: number * 40]), 0.05)
-        terms = _Terms(ALPHA, 0.3, DELTA if spend else DELTA * 2, None)
+        terms = Terms(ALPHA, 0.3, DELTA if spend else DELTA * 2, None)
         attempt = SimpleNamespace(number=number if spend else 1)
-        issued = _certify(ranked, rows, list(range(number * 40)), terms, attempt, NOW)
-        if issued.trusted.threshold is not None:
+        some = Numbered(rows[: number * 40], 0.05)
+        issued = certify(ranked, some, list(range(number * 40)), terms, attempt, NOW)
+        if any(one.trusted.threshold is not None for one in issued.values()):
             return True
     return False
 
 
-def test_fifteen_attempts_at_risk_alpha_certify_falsely_at_most_as_often_as_promised():
+@pytest.mark.parametrize("guarantee", [None, PARTED], ids=["whole", "slices"])
+def test_fifteen_attempts_at_risk_alpha_certify_falsely_at_most_as_often_as_promised(guarantee):
     rng = np.random.default_rng(3)
-    assert np.mean([attempts(rng, spend=True) for _ in range(STREAMS)]) <= LIMIT
+    assert np.mean([attempts(rng, spend=True, guarantee=guarantee) for _ in range(STREAMS)]) <= LIMIT
     # Each attempt with all of delta, as if it were the only one.
-    assert np.mean([attempts(rng, spend=False) for _ in range(STREAMS)]) > LIMIT
+    assert np.mean([attempts(rng, spend=False, guarantee=guarantee) for _ in range(STREAMS)]) > LIMIT

@@ -57,9 +57,9 @@ async def test_a_withdrawal_holds_from_the_next_decision_on_and_everywhere(run):
     assert (version["version"], version["active"], version["certificates"][0]["state"]) == (1, True, "withdrawn")
 
 
-async def decide_rightly(process, count, *, wrong=0):
+async def decide_rightly(process, count, *, wrong=0, **body):
     """Decisions of which the first `wrong` get another label than was decided."""
-    answers = [await process.decide() for _ in range(count)]
+    answers = [await process.decide(**body) for _ in range(count)]
     for index, answer in enumerate(answers):
         right = answer["decision"]
         await label(process, [answer["id"]], "sales" if index < wrong else right)
