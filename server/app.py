@@ -19,6 +19,7 @@ from demur.server.problems import ErrorForms
 from demur.server.registry import TaskRegistry
 from demur.server.services import Desk, ServedModel, Services
 from demur.server.settings import Settings
+from demur.server.shadow_policies import ShadowPolicies
 from demur.server.types import Decider
 from demur.server.wires import (
     bundles,
@@ -30,11 +31,12 @@ from demur.server.wires import (
     ops,
     policies,
     review,
+    shadow,
     systemone,
     tasks,
 )
 
-_WIRES = (decide, systemone, feedback, review, decisions, policies, calibration, bundles, tasks, ops, docs)
+_WIRES = (decide, systemone, feedback, review, decisions, policies, shadow, calibration, bundles, tasks, ops, docs)
 
 
 class Application:
@@ -83,6 +85,7 @@ def create_app(
         metrics=metrics,
         model=model,
         policies=LivePolicies(settings.state_dir),
+        shadows=ShadowPolicies(settings.state_dir),
         desk=desk,
         loop=loop,
         watch=watch,

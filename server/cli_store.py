@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from functools import wraps
 from pathlib import Path
@@ -75,8 +76,6 @@ def migrate(one: "Store") -> None:
 @_place
 def stats(one: "Store") -> None:
     """Print what is in the store, as JSON."""
-    from dataclasses import asdict
-
     from demur.server.store import upkeep
 
     totals = one.read_now(upkeep.totals)
@@ -187,6 +186,7 @@ def _line(audit: "AuditRecord") -> dict[str, Any]:
         "bundle": one.bundle,
         "guarantee": one.guarantee,
         "slice": one.slice,
+        "shadow": None if one.shadow is None else asdict(one.shadow),
         "u": one.draw.u,
         "rate": one.draw.rate,
     }

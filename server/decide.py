@@ -6,7 +6,7 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from demur.server.calibrated import Applied, Calibrated
 from demur.server.engines.base import Engine, Generation, TokenRead
 from demur.server.errors import EngineUnavailable, Fault, InputTooLong, Invalid
 from demur.server.policy import Evidence, Judgement, judge
-from demur.server.types import DecideRequest, Decision, Standing, Timings, Usage, Verdict
+from demur.server.types import DecideRequest, Decision, Shadow, Standing, Timings, Usage
 
 _log = logging.getLogger("demur.decide")
 
@@ -178,19 +178,32 @@ class DecidePipeline:
             guarantee=judgement.guarantee,
             slice=request.slice,
             reading=readout,
-            shadow=self._shadow(request, prompt, readout),
+            shadow=self._shadow(request, prompt, readout, served),
         )
 
-    def _shadow(self, request: DecideRequest, prompt: CompiledPrompt, readout: Readout) -> Verdict | None:
-        """The verdict of the shadow bundle, if the task has one that can judge."""
-        shadow = None if request.task is None else self._shadows.get(request.task.name)
-        if shadow is None:
+    def _shadow(
+        self, request: DecideRequest, prompt: CompiledPrompt, readout: Readout, served: ServedBundle | None
+    ) -> Shadow | None:
+        """What the shadows of the task make of a readout: a bundle, a policy, or one on the other."""
+        bundle = None if request.task is None else self._shadows.get(request.task.name)
+        policy = request.shadow
+        if bundle is None and policy is None:
             return None
+        asked = request if policy is None else replace(request, policy=policy.policy)
         try:
-            return self._judge(request, prompt, readout, shadow, watched=False)[2].verdict
+            # The certificate of a shadow bundle is not watched: none of its decisions is served.
+            _, applied, judgement = self._judge(asked, prompt, readout, bundle or served, watched=bundle is None)
         except Exception:
-            _log.exception("a shadow bundle could not judge")
+            _log.exception("a shadow could not judge")
             return None
+        return Shadow(
+            readout.decision if applied is None else applied.index,
+            judgement.verdict,
+            judgement.reason,
+            None if applied is None else applied.p_correct,
+            None if bundle is None else bundle.calibrated.bundle.id,
+            None if policy is None else policy.id,
+        )
 
     def _judge(
         self,

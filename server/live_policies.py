@@ -77,7 +77,8 @@ class LivePolicies:
             version = PolicyVersion(task.name, latest + 1, policy, datetime.now(UTC), by)
             versions = {**self._versions, task.name: (*known, version)}
             if self._path is not None:
-                await asyncio.to_thread(_write, self._path, [one for each in versions.values() for one in each])
+                lines = _lines([one for each in versions.values() for one in each])
+                await asyncio.to_thread(replace_file, self._path, lines)
             self._versions = versions
             return version
 
@@ -85,6 +86,37 @@ class LivePolicies:
 def policy_members(policy: PolicySpec) -> dict[str, Any]:
     """A policy as JSON says it, the kind spelt out."""
     return {**asdict(policy), "kind": policy.rule}
+
+
+def stored_policy(members: Mapping[str, Any]) -> PolicySpec:
+    """The policy that `policy_members` said. Raises ValueError, TypeError."""
+    policy = dict(members)
+    if set(policy) != {field.name for field in fields(PolicySpec)}:
+        raise ValueError("not the members of a policy")
+    cost = policy["cost"]
+    policy["kind"], policy["scale"] = PolicyKind(policy["kind"]), Scale(policy["scale"])
+    policy["cost"] = None if cost is None else tuple(tuple(float(value) for value in row) for row in cost)
+    return PolicySpec(**policy)
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Puts a text into a file as a whole: a reader, or a crash, finds the one before or this one, on disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(f"{text}\n")
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
 
 
 def _by_task(versions: Sequence[PolicyVersion]) -> Mapping[str, tuple[PolicyVersion, ...]]:
@@ -109,24 +141,17 @@ def _read(path: Path) -> list[PolicyVersion]:
 
 
 def _version(stored: Mapping[str, Any]) -> PolicyVersion:
-    policy = dict(stored["policy"])
-    if set(policy) != {field.name for field in fields(PolicySpec)}:
-        raise ValueError("not the members of a policy")
-    cost = policy["cost"]
-    policy["kind"], policy["scale"] = PolicyKind(policy["kind"]), Scale(policy["scale"])
-    policy["cost"] = None if cost is None else tuple(tuple(float(value) for value in row) for row in cost)
     return PolicyVersion(
         str(stored["task"]),
         int(stored["version"]),
-        PolicySpec(**policy),
+        stored_policy(stored["policy"]),
         datetime.fromisoformat(stored["changed_at"]),
         stored["changed_by"],
     )
 
 
-def _write(path: Path, versions: Sequence[PolicyVersion]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [
+def _lines(versions: Sequence[PolicyVersion]) -> str:
+    return "\n".join(
         json.dumps(
             {
                 "task": version.task,
@@ -137,19 +162,4 @@ def _write(path: Path, versions: Sequence[PolicyVersion]) -> None:
             }
         )
         for version in versions
-    ]
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write("\n".join(lines) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    )

@@ -54,7 +54,7 @@ class Metrics:
         self.observer: Callable[[Decision], None] = lambda _: None
         self.shadow = Counter(
             "demur_shadow_decisions",
-            "Decisions that a shadow bundle judged too: its verdict, and the one that was answered.",
+            "Decisions that a shadow judged too: its verdict, and the one that was answered.",
             ("task", "verdict", "live"),
             registry=self.registry,
         )
@@ -100,7 +100,7 @@ class Metrics:
         if decision.p_correct is not None:
             self.p_correct.labels(task).observe(decision.p_correct)
         if decision.shadow is not None:
-            self.shadow.labels(task, decision.shadow, decision.verdict).inc()
+            self.shadow.labels(task, decision.shadow.verdict, decision.verdict).inc()
         self.observer(decision)
 
     def page(self) -> bytes:

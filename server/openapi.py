@@ -12,6 +12,7 @@ from demur.server.wires.calibration_models import (
     MadeOut,
     ReadingsIn,
     ReadingsOut,
+    ShadowPolicyOut,
     TaskCalibrationOut,
     TaskPolicyIn,
     TaskPolicyOut,
@@ -40,7 +41,7 @@ _MODELS: tuple[type[BaseModel], ...] = (
     *(LabelIn, LabelsIn, LabelOut, LabelsOut, DecisionOut),
     *(ReviewOut, ClaimIn, ClaimsOut, ReleaseIn, ReleasesOut),
     *(StatusOut, TaskOut, TasksOut, VersionOut),
-    *(TaskPolicyIn, TaskPolicyOut, TaskCalibrationOut),
+    *(TaskPolicyIn, TaskPolicyOut, ShadowPolicyOut, TaskCalibrationOut),
     *(ReadingsIn, ReadingsOut, CalibrateIn, MadeOut),
     *(RollbackIn, BundleVersionOut, BundleVersionsOut, RenewedOut),
     *(ErrorOut, ModelsOut, SystemOneIn, SystemOneOut, ValidationOut),
@@ -177,6 +178,7 @@ def _paths() -> dict[str, dict[str, Operation]]:
             | {"parameters": [_TASK_NAME]},
             "put": _put_policy(),
         },
+        "/tasks/{name}/policy/shadow": _shadow_policy(),
         **_versions(),
         "/healthz": {"get": _public("healthz", "Whether the process is alive", _json(_ref(StatusOut)))},
         "/readyz": {
@@ -310,6 +312,28 @@ def _put_policy() -> Operation:
     version = {"name": "If-Match", "in": "header", "description": "The version to replace, as in ETag."}
     return operation | {
         "parameters": [_TASK_NAME, version | {"schema": {"type": "string", "pattern": '^"[0-9]{1,9}"$'}}]
+    }
+
+
+def _shadow_policy() -> dict[str, Operation]:
+    """A candidate policy, tried without effect."""
+    named = {"parameters": [_TASK_NAME]}
+    gone = {"204": {"description": "There is none any more"}}
+    shown = _json(_ref(ShadowPolicyOut))
+    put = _operation(
+        "put_shadow_policy",
+        "Let a policy judge beside the one in force; needs an admin key",
+        shown | _problems((400, 401, 403, 404, 413, 415, 422)),
+        body=_ref(TaskPolicyIn),
+        examples=_POLICY_EXAMPLES,
+    )
+    return {
+        "get": _operation("get_shadow_policy", "The shadow policy of a task", shown | _problems((401, 404))) | named,
+        "put": put | named,
+        "delete": _operation(
+            "delete_shadow_policy", "End a shadow policy; needs an admin key", gone | _problems((401, 403, 404))
+        )
+        | named,
     }
 
 

@@ -22,6 +22,7 @@ from demur.server.metrics import Metrics
 from demur.server.readings import Reader
 from demur.server.registry import TaskRegistry
 from demur.server.settings import Settings
+from demur.server.shadow_policies import ShadowPolicies
 from demur.server.types import Decider
 
 #: Milliseconds that the caller will wait, a whole number from 1; it can only shorten the server's own deadline.
@@ -91,6 +92,7 @@ class Services:
     metrics: Metrics
     model: ServedModel
     policies: LivePolicies
+    shadows: ShadowPolicies
     desk: Desk | None = None
     loop: Loop | None = None
     watch: Watch | None = None

@@ -57,11 +57,35 @@ class PolicyOverride:
 
 
 @dataclass(frozen=True, slots=True)
+class ShadowPolicy:
+    """A candidate policy; `id` is a hash of what it says."""
+
+    policy: PolicySpec
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Shadow:
+    """What a candidate would have answered: index of the option, verdict, reason and `p_correct`.
+
+    `bundle`, `policy`: ids of the candidates; None where it is the one in force.
+    """
+
+    index: int
+    verdict: Verdict
+    reason: Reason
+    p_correct: float | None
+    bundle: str | None
+    policy: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class DecideRequest:
     """One question about one input. `task` is None for an inline question, whose policy is the safe default.
 
     `key`: id of the caller's key. `subject`: whom the input is about, so that it can be let go of by that name.
     `slice` is the part of the task's traffic that the input belongs to, None where it is unknown or there are none.
+    `shadow`: a policy whose verdict is kept beside the answer.
     """
 
     spec: DecisionSpec
@@ -74,6 +98,7 @@ class DecideRequest:
     key: str | None = None
     subject: str | None = None
     slice: str | None = None
+    shadow: ShadowPolicy | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +154,7 @@ class Decision:
 
     `probabilities` float64 [K] in option order, calibrated where `calibration` is given. `rule` is the kind of policy
     that was in force, `reason_detail` what a reason leaves open, such as the parts that a bundle does not fit.
-    `shadow`: what the task's shadow bundle would have answered.
+    `shadow`: what the task's shadow bundle, shadow policy, or both together would have answered.
     `guarantee`: key of the certificate whose trusted set the decision belongs to, also where it is not trusted since
     that certificate is withdrawn, starved or expired. `reading` is what the model said. `audit`: whether it was drawn,
     None where nobody draws.
@@ -157,7 +182,7 @@ class Decision:
     calibration: CalibrationInfo | None = None
     certificate: CertificateInfo | None = None
     guarantee: str | None = None
-    shadow: Verdict | None = None
+    shadow: Shadow | None = None
     slice: str | None = None
     reading: Readout | None = None
     audit: bool | None = None

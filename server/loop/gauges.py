@@ -1,6 +1,7 @@
 """The live state as Prometheus gauges. They are set when the state changes, so a scrape computes nothing."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
@@ -10,7 +11,9 @@ from demur.server.loop.live import LiveView
 from demur.server.loop.renewal import Renewed
 from demur.server.loop.state import GuaranteeStatus, TaskStatus
 from demur.server.loop.traffic import Traffic
+from demur.server.loop.window import ReliabilityBin
 
+_RELIABILITY = ("p_correct", "accuracy", "audits")
 _STATES: tuple[State, ...] = get_args(State)
 
 
@@ -26,6 +29,13 @@ class LoopGauges:
             "calibration_error_noise_floor", "The ece that a perfectly calibrated model would show.", "task"
         )
         self.brier = gauge("brier_score", "Brier score in audits, summed over options.", "task")
+        self.reliability = gauge(
+            "reliability",
+            "By tenths of p_correct: its mean, accuracy and audits.",
+            "task",
+            "bin",
+            "value",
+        )
         self.accuracy = gauge("live_accuracy", "Share of right decisions in audits.", "task")
         self.risk = gauge(
             "trusted_risk", "Error among trusted decisions since the certificate.", "task", "slice", "bound"
@@ -54,6 +64,7 @@ class LoopGauges:
         self.recertifications = Counter(
             "demur_recertifications", "Recertifications tried.", ("task", "outcome"), registry=registry
         )
+        self._bins: dict[str, set[str]] = {}
         self._shown: tuple[Mapping[str, GuaranteeStatus], Mapping[str, TaskStatus]] = ({}, {})
 
     def show(self, view: LiveView, served: Mapping[str, tuple[str, ...]]) -> None:
@@ -65,6 +76,8 @@ class LoopGauges:
         for key, status in shown.items():
             if before.get(key) != status:
                 self._guarantee(status)
+        for task in {status.record.task for status in (*before.values(), *shown.values())}:
+            self._expires(task, [one.record.expires_at for one in shown.values() if one.record.task == task])
         for task, status_ in view.tasks.items():
             if tasks_before.get(task) != status_:
                 self._task(task, status_)
@@ -95,8 +108,14 @@ class LoopGauges:
         self.log_threshold.labels(*at).set(status.log_threshold)
         for state in _STATES:
             self.state.labels(*at, state).set(state == status.state)
-        if record.expires_at is not None:
-            self.expires.labels(record.task).set(record.expires_at.timestamp())
+
+    def _expires(self, task: str, ends: Sequence[datetime | None]) -> None:
+        """Shows when the first of a task's certificates does."""
+        known = [end for end in ends if end is not None]
+        if known:
+            self.expires.labels(task).set(min(known).timestamp())
+        else:
+            _remove(self.expires, task)
 
     def _forget(self, status: GuaranteeStatus, shown: Mapping[str, GuaranteeStatus]) -> None:
         """Takes away what a certificate showed that is not served any more, unless another has its place."""
@@ -113,12 +132,12 @@ class LoopGauges:
             _remove(gauge, *at)
         for state in _STATES:
             _remove(self.state, *at, state)
-        _remove(self.expires, record.task)
 
     def _task(self, task: str, status: TaskStatus) -> None:
         self.audits.labels(task, "open").set(status.open)
         self.audits.labels(task, "expired").set(status.expired)
         shown = status.calibration
+        self._reliability(task, () if shown is None else shown.reliability)
         values: tuple[tuple[Gauge, tuple[str, ...], float | None], ...] = (
             (self.accuracy, (task,), None if shown is None else shown.accuracy),
             (self.brier, (task,), None if shown is None else shown.brier),
@@ -131,6 +150,16 @@ class LoopGauges:
                 _remove(gauge, *labels)
             else:
                 gauge.labels(*labels).set(value)
+
+    def _reliability(self, task: str, bins: tuple[ReliabilityBin, ...]) -> None:
+        lows = {f"{one.low:.1f}": one for one in bins}
+        for low in self._bins.get(task, set()) - lows.keys():
+            for value in _RELIABILITY:
+                _remove(self.reliability, task, low, value)
+        self._bins[task] = set(lows)
+        for low, one in lows.items():
+            for value in _RELIABILITY:
+                self.reliability.labels(task, low, value).set(getattr(one, value))
 
 
 def _remove(gauge: Gauge, *labels: str) -> None:

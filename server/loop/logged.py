@@ -7,7 +7,7 @@ import numpy as np
 
 from demur.server.loop.audits import Auditor
 from demur.server.loop.log import DecisionLog
-from demur.server.store.records import DecisionRecord, Draw
+from demur.server.store.records import DecisionRecord, Draw, ShadowRecord
 from demur.server.store.store import Store
 from demur.server.types import Decider, DecideRequest, Decision, Reason, Verdict
 
@@ -84,4 +84,13 @@ class LoggedDecider:
             input=request.input if task is not None and task.log_inputs else None,
             key=request.key,
             subject=None if request.subject is None else store.hash("subject", request.subject),
+            shadow=_shadow(decision),
         )
+
+
+def _shadow(decision: Decision) -> ShadowRecord | None:
+    one = decision.shadow
+    if one is None:
+        return None
+    name = decision.request.spec.question.options[one.index].name
+    return ShadowRecord(name, str(one.verdict), str(one.reason), one.p_correct, one.bundle, one.policy)

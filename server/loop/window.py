@@ -5,7 +5,7 @@ somebody chose to give belong to no audit and never come here.
 """
 
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,10 +33,23 @@ class LabelledAudit:
 
 
 @dataclass(frozen=True, slots=True)
+class ReliabilityBin:
+    """Audits whose `p_correct` lies in a tenth of [0, 1] that begins at `low`.
+
+    `p_correct` is their mean, `accuracy` the share of them that was right, both weighted to stand for the traffic.
+    """
+
+    low: float
+    p_correct: float
+    accuracy: float
+    audits: int
+
+
+@dataclass(frozen=True, slots=True)
 class LiveCalibration:
     """Estimates over a window. `noise_floor`: the mean `ece` of a perfectly calibrated model of these confidences.
 
-    Those of the confidence are None without `p_correct`.
+    Those of the confidence are None, and there is no bin, without `p_correct`.
     """
 
     labelled: int
@@ -45,6 +58,7 @@ class LiveCalibration:
     ece: float | None = None
     debiased: float | None = None
     noise_floor: float | None = None
+    reliability: tuple[ReliabilityBin, ...] = ()
 
 
 class CalibrationWindow:
@@ -100,7 +114,19 @@ def live_calibration(audits: Iterable[LabelledAudit]) -> LiveCalibration:
         ece=float(_ece(confidence - correct, weight, starts)),
         debiased=_debiased(confidence - correct, weight, starts),
         noise_floor=float(_ece(confidence - perfect, weight, starts).mean()),
+        reliability=tuple(_reliability(confidence, correct, weight)),
     )
+
+
+def _reliability(
+    confidence: NDArray[np.float64], correct: NDArray[np.float64], weight: NDArray[np.float64]
+) -> Iterator[ReliabilityBin]:
+    """Bins of equal width, so that each means the same at all times; those without an audit are left out."""
+    bins = np.minimum((confidence * _BINS).astype(np.int64), _BINS - 1)
+    for place in np.unique(bins):
+        inside = bins == place
+        said, right = (float(np.average(column[inside], weights=weight[inside])) for column in (confidence, correct))
+        yield ReliabilityBin(place / _BINS, said, right, int(inside.sum()))
 
 
 def _bins(confidence: NDArray[np.float64], weight: NDArray[np.float64]) -> NDArray[np.int64]:

@@ -22,6 +22,18 @@ class Draw:
     drawn: bool
 
 
+@dataclass(frozen=True, slots=True)
+class ShadowRecord:
+    """What a candidate would have answered; `bundle`, `policy`: ids of the candidates, None for the one in force."""
+
+    decision: str
+    verdict: str
+    reason: str
+    p_correct: float | None
+    bundle: str | None
+    policy: str | None
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class DecisionRecord:
     """One decision as it was answered.
@@ -58,6 +70,7 @@ class DecisionRecord:
     key: str | None = None
     subject: str | None = None
     erased: bool = False
+    shadow: ShadowRecord | None = None
 
     @property
     def decision(self) -> str:

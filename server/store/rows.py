@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any
@@ -13,7 +14,7 @@ from sqlalchemy import Connection, Dialect, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from demur.server.store import schema
-from demur.server.store.records import AuditRecord, DecisionRecord, Draw, LabelRecord
+from demur.server.store.records import AuditRecord, DecisionRecord, Draw, LabelRecord, ShadowRecord
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -72,6 +73,7 @@ def decision_row(record: DecisionRecord) -> dict[str, Any]:
         "rate": record.draw.rate,
         "drawn": record.draw.drawn,
         "erased": record.erased,
+        "shadow": None if record.shadow is None else json.dumps(asdict(record.shadow)),
     }
 
 
@@ -105,6 +107,7 @@ def decision_of(row: Mapping[Any, Any], options: tuple[str, ...]) -> DecisionRec
         key=row["key"],
         subject=row["subject"],
         erased=bool(row["erased"]),
+        shadow=None if row["shadow"] is None else ShadowRecord(**json.loads(row["shadow"])),
     )
 
 

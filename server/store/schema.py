@@ -85,6 +85,7 @@ decisions = Table(
     Column("label", BigInteger),  # seq of the label in force
     Column("claimed_by", Text),
     Column("claimed_until", BigInteger),
+    Column("shadow", Text),  # JSON: what a candidate would have answered
     Index("ix_decisions_id", "id", unique=True),
     Index("ix_decisions_task_seq", "task", "seq"),
     Index(

@@ -123,6 +123,16 @@ class TaskPolicyOut(PolicyVersionOut):
     history: list[PolicyVersionOut]
 
 
+class ShadowPolicyOut(Out):
+    """A policy that judges beside the one in force. `id` is a hash of what it says."""
+
+    task: str
+    id: str
+    policy: PolicyMembersOut
+    set_at: str
+    set_by: str | None = Field(description="Id of the key; never the key.")
+
+
 _Level = Annotated[float, Field(gt=0, lt=1)]
 
 

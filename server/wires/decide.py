@@ -146,6 +146,7 @@ def _requests(body: DecideIn, services: Services, request: Request) -> list[Deci
     task = None if body.task is None else find_task(body.task, services)
     spec = _inline_spec(body) if task is None else task.spec
     policy = PolicySpec() if task is None else services.policies.of(task)
+    shadow = None if task is None else services.shadows.of(task)
     if task is not None and body.explain and not task.explain:
         require_none([Fault(("explain",), "this task does not show its thoughts", "not_allowed")])
     if task is not None and body.slice is not None and task.slice_by is None:
@@ -154,11 +155,14 @@ def _requests(body: DecideIn, services: Services, request: Request) -> list[Deci
         spec = replace(spec, mode=Mode(body.mode))
         # The task's thresholds were chosen for its own mode: nothing else is trusted by them.
         policy = replace(policy, allow_uncalibrated=False)
+        shadow = shadow and replace(shadow, policy=replace(shadow.policy, allow_uncalibrated=False))
     override = None if body.policy is None else PolicyOverride(**body.policy.model_dump())
     inputs = [body.input] if body.inputs is None else body.inputs
     caller: Caller = request.state.caller
     salt = services.cache_salt(request)
-    first = DecideRequest(spec, "", task, policy, override, body.explain, salt, caller.key_id, body.subject)
+    first = DecideRequest(
+        spec, "", task, policy, override, body.explain, salt, caller.key_id, body.subject, shadow=shadow
+    )
     field = None if task is None else task.slice_by
     return [replace(first, input=canonical_text(value), slice=slice_of(value, field, body.slice)) for value in inputs]
 

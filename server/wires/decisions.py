@@ -1,5 +1,6 @@
 """`GET /decisions/{id}`: a stored decision, with the labels that were given."""
 
+from dataclasses import asdict
 from typing import Any
 
 from starlette.requests import Request
@@ -54,6 +55,7 @@ def _members(found: Found, *, told: bool) -> dict[str, Any]:
         "readout": one.readout,
         "input": one.input,
         "key": one.key,
+        "shadow": None if one.shadow is None else asdict(one.shadow),
         "labels": [_label(label, told=told) for label in found.labels],
     }
     if told and audit is not None:

@@ -130,6 +130,17 @@ class AuditOut(Out):
     due: datetime
 
 
+class ShadowOut(Out):
+    """What a candidate would have answered. `bundle`, `policy`: ids of the candidates, null for the one in force."""
+
+    decision: str
+    verdict: Verdict
+    reason: str
+    p_correct: float | None
+    bundle: str | None
+    policy: str | None
+
+
 class DecisionOut(Out):
     """A stored decision. `audit` is told only where the task shows it, or to keys that may label."""
 
@@ -152,5 +163,6 @@ class DecisionOut(Out):
     readout: str
     input: str | None
     key: str | None
+    shadow: ShadowOut | None
     audit: AuditOut | None = None
     labels: list[GivenLabelOut]

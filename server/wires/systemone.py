@@ -153,7 +153,10 @@ class _Asked:
             return DecideRequest(self.spec, text, cache_salt=cache_salt, key=key)
         part = slice_of(state, self.task.slice_by, self.slice)
         policy = services.policies.of(self.task)
-        return DecideRequest(self.spec, text, self.task, policy, cache_salt=cache_salt, key=key, slice=part)
+        shadow = services.shadows.of(self.task)
+        return DecideRequest(
+            self.spec, text, self.task, policy, cache_salt=cache_salt, key=key, slice=part, shadow=shadow
+        )
 
     def place(self, error: Invalid) -> Invalid:
         """The decider's faults, which speak of `options[i]`, with their paths in the body."""

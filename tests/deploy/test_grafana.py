@@ -12,7 +12,7 @@ PROVISIONING = DEPLOY / "grafana/provisioning"
 #: What the dashboard must show of each task.
 SHOWN = {
     "verdict mix": "task_verdict:demur_decisions:share5m",
-    "reliability": "demur_live_accuracy",
+    "reliability": "demur_reliability",
     "trusted risk": "task_bound:demur_trusted_risk:max",
     "alpha": "demur_trusted_risk_limit",
     "drift": "task_signal:demur_drift:over_limit",

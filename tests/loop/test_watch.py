@@ -10,6 +10,7 @@ import pytest
 
 from demur.server.calibrated import Calibrated
 from demur.server.loop.webhook import Webhook, signature
+from demur.server.store.upkeep import exported
 from tests.server.bundled import bundle_files, certificates, make_bundle
 
 from .servers import AUDITED, start
@@ -51,6 +52,7 @@ async def test_a_withdrawal_holds_from_the_next_decision_on_and_everywhere(run):
         assert shown['demur_trusted_risk{bound="estimate",slice="",task="route"}'] == 1
         log_w, limit = (f'demur_guarantee_log_{name}{{slice="",task="route"}}' for name in ("evalue", "threshold"))
         assert shown[log_w] >= shown[limit]
+        assert not [name for name in shown if name.startswith("demur_reliability")]  # of so few audits
     fresh = await run()
     assert (await fresh.decide())["reason"] == "certificate_withdrawn"
     (version,) = (await fresh.ask("GET", "/tasks/route/bundles"))["versions"]
@@ -75,7 +77,8 @@ async def test_a_certificate_is_renewed_by_audits_drawn_after_its_withdrawal(run
     assert renewed["delta"] == pytest.approx(0.05 / 2)
     await one.watch.labelled()
     assert (await one.decide())["verdict"] == "trust"
-    assert (await one.metrics())['demur_recertifications_total{outcome="adopted",task="route"}'] == 1
+    shown = await one.metrics()
+    assert shown['demur_recertifications_total{outcome="adopted",task="route"}'] == 1
     await other.watch.tend()
     await other.watch.live.catch_up()
     assert (await other.decide())["calibration"]["bundle"] == renewed["bundle"]
@@ -114,6 +117,39 @@ async def test_a_shadow_judges_beside_the_live_bundle_and_touches_nothing(run, t
     assert (after["verdict"], after["calibration"]) == ("trust", before["calibration"])
     shown = await process.metrics()
     assert shown['demur_shadow_decisions_total{live="trust",task="route",verdict="defer"}'] == 1
+    kept = (await process.ask("GET", f"/decisions/{after['id']}"))["shadow"]
+    assert (kept["verdict"], kept["reason"]) == ("defer", "nothing_certified")
+    assert (kept["bundle"], kept["policy"]) == (nothing.id, None)
+    assert (await process.ask("GET", f"/decisions/{before['id']}"))["shadow"] is None
+
+
+async def test_a_shadow_policy_judges_beside_the_one_in_force_and_touches_nothing(run, tmp_path):
+    process = await run()
+    path = "/tasks/route/policy/shadow"
+    before = await process.decide()
+    strict = {"kind": "fixed_thresholds", "trust_at": 1.0, "scale": "score"}
+    named = await process.ask("PUT", path, strict)
+    after = await process.decide()
+    assert {**after, "id": 0, "timings": 0} == {**before, "id": 0, "timings": 0}
+    kept = (await process.ask("GET", f"/decisions/{after['id']}"))["shadow"]
+    assert kept["decision"] == after["decision"]
+    assert (kept["verdict"], kept["reason"]) == ("review", "below_trust_threshold")
+    assert (kept["bundle"], kept["policy"]) == (None, named["id"])
+    shown = await process.metrics()
+    assert shown['demur_shadow_decisions_total{live="trust",task="route",verdict="review"}'] == 1
+    # What is trusted under the live certificate is withdrawn from a shadow on the same bundle too.
+    await process.ask("PUT", path, {"kind": "certified"})
+    await decide_rightly(process, 25, wrong=25)
+    last = await process.decide()
+    assert (await process.ask("GET", f"/decisions/{last['id']}"))["shadow"]["reason"] == "certificate_withdrawn"
+    # A policy on a bundle, neither of them in force.
+    sure = Calibrated.of(make_bundle(tmp_path / "other", bundle_files(issued=certificates())))
+    process.pipeline.serve_shadows([AUDITED], {"route": sure})
+    both = (await process.ask("GET", f"/decisions/{(await process.decide())['id']}"))["shadow"]
+    assert (both["verdict"], both["bundle"] is None, both["policy"] is None) == ("trust", False, False)
+    store = process.loop.store
+    *_, last_audit = await store.read(lambda connection: list(exported(connection, store.options, None)))
+    assert last_audit.decision.shadow.verdict == "trust"
 
 
 async def test_certificates_are_renewed_by_the_schedule(run):
@@ -188,8 +224,25 @@ async def test_changes_are_posted_signed_and_again_until_they_are_taken():
         assert json.loads(body)["event"] == "certificate.withdrawn"
 
 
-async def test_a_receiver_that_hangs_holds_nothing_up(run):
-    process = await run(webhook_url="http://127.0.0.1:9/", webhook_secret="secret")
-    process.watch.start()
-    await decide_rightly(process, 25, wrong=25)
-    assert (await process.decide())["reason"] == "certificate_withdrawn"
+async def test_a_receiver_that_never_answers_holds_nothing_up(run):
+    asked = asyncio.Event()
+
+    async def silent(reader, _):
+        await reader.readuntil(b"\r\n\r\n")
+        asked.set()
+        await reader.read()
+
+    async with await asyncio.start_server(silent, "127.0.0.1") as receiver:
+        port = receiver.sockets[0].getsockname()[1]
+        process = await run(webhook_url=f"http://127.0.0.1:{port}/", webhook_secret="secret")
+        process.watch.start()
+        await decide_rightly(process, 25, wrong=25)
+        async with asyncio.timeout(20):
+            await asked.wait()
+        # The event hangs, and decisions, labels and metrics go on.
+        async with asyncio.timeout(5):
+            answer = await process.decide()
+            assert answer["reason"] == "certificate_withdrawn"
+            assert (await label(process, [answer["id"]], "sales"))["items"][0]["status"] == "stored"
+            assert (await process.metrics())['demur_certificate_valid{task="route"}'] == 0
+            await process.watch.aclose()

@@ -60,6 +60,10 @@ def test_equal_weights_give_the_usual_numbers():
     assert found.brier == pytest.approx(brier_score(both[keep], labels[keep]))
     usual = expected_calibration_error(both[keep], labels[keep], n_bins=10, strategy="quantile")
     assert found.ece == pytest.approx(usual, abs=0.01)
+    assert sum(one.audits for one in found.reliability) == keep.sum()
+    for one in found.reliability:
+        inside = keep & (p >= one.low) & (p < one.low + 0.1)
+        assert (one.p_correct, one.accuracy) == (pytest.approx(p[inside].mean()), pytest.approx(correct[inside].mean()))
 
 
 def test_the_window_holds_the_last_in_drawn_order_whenever_labels_come():
