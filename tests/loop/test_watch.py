@@ -227,10 +227,12 @@ async def test_changes_are_posted_signed_and_again_until_they_are_taken():
 async def test_a_receiver_that_never_answers_holds_nothing_up(run):
     asked = asyncio.Event()
 
-    async def silent(reader, _):
+    async def silent(reader, writer):
         await reader.readuntil(b"\r\n\r\n")
         asked.set()
         await reader.read()
+        writer.close()
+        await writer.wait_closed()
 
     async with await asyncio.start_server(silent, "127.0.0.1") as receiver:
         port = receiver.sockets[0].getsockname()[1]
