@@ -40,7 +40,7 @@ $(DEMO)/config.json: | $(STAMP)
 demo: setup ## serve the demo model with the example tasks (PORT=8000)
 	$(BIN)/demur serve --demo --port $(PORT)
 
-demo-drift: setup ## break a certificate with shifted traffic, see it withdrawn and renewed: out/drift.png (three minutes)
+demo-drift: setup ## break a certificate with shifted traffic, see it withdrawn and renewed: out/drift.png (under ten minutes)
 	$(BIN)/python examples/drift.py --out out
 
 bundle: setup ## make the bundle that the demo serves anew

@@ -59,7 +59,11 @@ class Sent:
 
 @dataclass(frozen=True)
 class Step:
-    """What was seen after a batch: `risk` and `log_evalue` by the server, `truth` of the last 100 trusted by us."""
+    """What was seen after a batch.
+
+    `risk` and `log_evalue` are the server's; `truth` is the error in the last 100 trusted, `trusted` a share of
+    the last 48 requests.
+    """
 
     day: float
     requests: int
@@ -129,6 +133,7 @@ class Story:
         self._answers: dict[str, str] = {}
         self._wanted: dict[str, float] = {}
         self._last: deque[bool] = deque(maxlen=100)
+        self._verdicts: deque[bool] = deque(maxlen=48)
         self._start = time.monotonic()
 
     @property
@@ -142,21 +147,21 @@ class Story:
         for row, answer in zip(rows, answers, strict=True):
             self._answers[answer.id] = row["label"]
             wrong = answer.decision != row["label"]
+            self._verdicts.append(answer.trusted)
             self.sent.append(Sent(row, answer.score or 0.0, answer.trusted, wrong))
             if answer.trusted:
                 self._last.append(wrong)
         self._label()
         page = self._metrics()
         states = [state for (name, state), value in page.items() if name == "certificate_state" and value == 1]
-        trusted = [answer.trusted for answer in answers]
         step = Step(
             self.now,
             len(self.sent),
             self.labels,
             states[0],
             page.get(("trusted_risk", "estimate"), float("nan")),
-            float(np.mean(self._last)) if any(trusted) and len(self._last) >= 50 else float("nan"),
-            float(np.mean(trusted)),
+            float(np.mean(self._last)) if states[0] == "valid" and len(self._last) >= 50 else float("nan"),
+            float(np.mean(self._verdicts)),
             page["guarantee_log_evalue", ""],
         )
         self.steps.append(step)
@@ -234,7 +239,7 @@ def tell(story: Story) -> None:
         story.send(rows[start : start + BATCH])
     shift = shift_that_hurts(story.sent, story.alpha)
     print(f"2. the shift: {shift.share:.0%} of the requests are now {shift.words}", flush=True)
-    story.happens("the traffic\nshifts")
+    story.happens("the traffic shifts")
 
     def shifted() -> list[dict[str, str]]:
         few = story.rng.choices(shift.rows, k=BATCH)
@@ -247,7 +252,7 @@ def tell(story: Story) -> None:
         story.send(shifted())
     labels = story.steps[-1].labels - before
     print(f"3. withdrawn, {labels} labelled audits after the shift", flush=True)
-    story.happens(f"withdrawn after\n{labels} audits")
+    story.happens(f"withdrawn after {labels} audits")
     attempts, wanted = 0, story.labels + FIRST_TRY
     while True:
         story.send(shifted())
@@ -261,7 +266,7 @@ def tell(story: Story) -> None:
         if attempts >= TRIES:
             raise SystemExit("nothing was certified")
     print("4. trust returns", flush=True)
-    story.happens(f"renewed at\nattempt {renewal.attempt}")
+    story.happens(f"renewed at attempt {renewal.attempt}")
     story.forget()
     until = len(story.sent) + RENEWED
     while len(story.sent) < until:
@@ -280,8 +285,9 @@ def draw(story: Story) -> Plot:
     risk.plot(x, [step.truth for step in story.steps], color=ORANGE, label="last 100 trusted decisions")
     risk.plot(x, [step.risk for step in story.steps], color=BLUE, label="audits since the certificate")
     risk.axhline(story.alpha, color=RED, linestyle="--", linewidth=1.2, label="alpha")
-    top = max(risk.get_ylim()[1], 2 * story.alpha)
-    risk.set_ylim(0, 1.3 * top)
+    # Room above the lines for what happened.
+    top = 1.5 * max(risk.get_ylim()[1], 2 * story.alpha)
+    risk.set_ylim(-0.02 * top, top)
     percent_axis(risk.yaxis)
     risk.set_ylabel("error among trusted")
     evidence.plot(x, [step.log_evalue for step in story.steps], color=BLUE)
@@ -302,30 +308,31 @@ def draw(story: Story) -> Plot:
     trust.set_ylabel("trusted")
     trust.set_xlabel(f"days, of {DAY_S:g} s each")
     trust.set_xlim(0, x[-1])
-    for event in story.events:
+    for place, event in enumerate(story.events):
         for axes in (risk, evidence, trust):
             axes.axvline(event.day, color=QUIET, linewidth=0.8, linestyle=":")
-        # Beside the line on the side where there is more room.
+        # Each at a height of its own, so that they cannot meet, and inside the axes.
         left = event.day > 0.8 * x[-1]
         risk.annotate(
             event.words,
-            (event.day, 1.3 * top),
-            xytext=(-3 if left else 3, -2),
+            (event.day, top),
+            xytext=(-4 if left else 4, -6 - 13 * place),
             textcoords="offset points",
             ha="right" if left else "left",
             va="top",
             fontsize=8,
             color=INK,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
         )
     figure.legend(
         *risk.get_legend_handles_labels(),
         loc="upper left",
-        bbox_to_anchor=(0.11, 0.925),
+        bbox_to_anchor=(0.11, 0.935),
         ncols=3,
         fontsize=8,
         frameon=False,
     )
-    return Plot(figure, "; ".join(f"day {event.day:.0f}: {event.words}" for event in story.events).replace("\n", " "))
+    return Plot(figure, "; ".join(f"day {event.day:.0f}: {event.words}" for event in story.events))
 
 
 def table(story: Story) -> str:

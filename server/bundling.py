@@ -124,7 +124,8 @@ def _calibrator(calibration: Calibration) -> dict[str, Any]:
 
 def _certificate(calibration: Calibration, task: Task, readout: ReadoutKind) -> dict[str, Any] | None:
     whole = calibration.certificates
-    issued: dict[str | None, VerdictCertificates] = dict(calibration.slices) if whole is None else {None: whole}
+    issued: dict[str | None, VerdictCertificates] = {} if whole is None else {None: whole}
+    issued.update(calibration.slices)
     if not issued:
         return None
     return certificate_document(

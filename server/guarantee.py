@@ -168,7 +168,7 @@ def _sliced(bundle: Bundle, whole: Guarantee, slice_by: object, slices: object) 
     for value, stored in slices.items():
         match stored:
             case {"trusted": dict() as trusted, "not_deferred": dict() as not_deferred, **rest} if not rest:
-                one, other = _certificate(trusted), _certificate(not_deferred)
+                one, other = _read_certificate(trusted), _read_certificate(not_deferred)
                 key = _key(bundle, [whole.policy_hash, whole.score, value, stored])
                 parts[value] = replace(
                     whole, trusted=one, not_deferred=other, slice=value, key=key, issued_at=one.issued_at
@@ -179,8 +179,10 @@ def _sliced(bundle: Bundle, whole: Guarantee, slice_by: object, slices: object) 
 
 
 def _certificate(stored: Mapping[str, Any] | None) -> Certificate | None:
-    if stored is None:
-        return None
+    return None if stored is None else _read_certificate(stored)
+
+
+def _read_certificate(stored: Mapping[str, Any]) -> Certificate:
     certificate = Certificate.from_json(json.dumps(stored))
     for time in (certificate.issued_at, certificate.expires_at):
         if time is not None and time.tzinfo is None:

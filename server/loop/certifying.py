@@ -80,7 +80,9 @@ def certify(
     }
     if slices[0] is None:
         return {None: certify_verdicts(score, correct, **promise)}
-    return {**certify_slice_verdicts(score, correct, slices, **promise)}
+    issued: dict[str | None, VerdictCertificates] = {}
+    issued.update(certify_slice_verdicts(score, correct, np.array(slices, dtype=np.str_), **promise))
+    return issued
 
 
 def beside(calibrated: Calibrated, issued: Issued, *, policy_hash: str | None) -> Issued:
