@@ -7,6 +7,7 @@ DeepSpeed, logs, schedules) stays as it is; checkpoints are whole, and going on 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,9 @@ class ForwardTrainer(WholeCheckpoints, Trainer):  # type: ignore[misc]
         if len(train_dataset) < at_once:
             raise TrainingError(f"{len(train_dataset)} training rows are less than the {at_once} of one micro-batch")
         self.frozen = deepcopy(model).eval().requires_grad_(False).to(args.device) if own_correct else None
-        self._collate = partial(collate, pad_id=pad_id, learns_prefix=learns_prefix)
+        # Checkpointed layers keep no cache, and wrappers of many processes want one forward a step.
+        share = args.world_size == 1 and not args.gradient_checkpointing
+        self._collate = partial(collate, pad_id=pad_id, learns_prefix=learns_prefix, share=share)
         super().__init__(
             model=model, args=args, train_dataset=list(train_dataset), data_collator=lambda rows: self._collate(rows)
         )
@@ -166,27 +169,45 @@ class ForwardTrainer(WholeCheckpoints, Trainer):  # type: ignore[misc]
 
 
 def last_logits(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
-    """Logits [B, 1 + L, V]: at the L positions where a thought is learned, and last where the decision is."""
-    mask = inputs["attention_mask"]
+    """Logits [B, 1 + L, V]: at the L positions where a thought is learned, and last where the decision is.
+
+    What all rows begin with is computed once; gradients go through its keys and values.
+    """
+    mask, shared = inputs["attention_mask"], inputs["shared"]
+    cache = None
+    if shared.shape[1]:
+        cache = model(input_ids=shared, use_cache=True, logits_to_keep=1).past_key_values
+        cache.batch_repeat_interleave(len(mask))
     logits: Tensor = model(
         input_ids=inputs["input_ids"],
-        attention_mask=mask,
-        position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
+        attention_mask=torch.cat([mask.new_ones(len(mask), shared.shape[1]), mask], dim=1),
+        position_ids=shared.shape[1] + (mask.cumsum(-1) - 1).clamp(min=0),
+        past_key_values=cache,
         logits_to_keep=inputs["targets"].shape[1] + 1,
-        use_cache=False,
+        use_cache=cache is not None,
     ).logits
     return logits
 
 
-def collate(examples: Sequence[Example], *, pad_id: int, learns_prefix: bool) -> dict[str, Tensor]:
+def collate(examples: Sequence[Example], *, pad_id: int, learns_prefix: bool, share: bool = False) -> dict[str, Tensor]:
     """Rows padded on the left, so that the last position decides.
 
     `targets` [B, L]: the tokens of thoughts, aligned to the positions before the last; `NOTHING` where none is learned.
+    `shared` [1, S]: with `share`, what all rows begin with (a task's question, its examples); else empty.
     """
     rows = [_ids(example) for example in examples]
     targets = [_targets(example, learns_prefix) for example in examples]
-    width, length = max(map(len, rows)), max(map(len, targets))
+    length = max(map(len, targets))
+    first, common = rows[0], 0
+    if share and len(rows) > 1:
+        # Every row keeps the positions whose logits are asked for.
+        most = min(len(row) - len(target) for row, target in zip(rows, targets, strict=True)) - 1
+        same = (len({row[i] for row in rows}) == 1 for i in range(max(most, 0)))
+        common = sum(takewhile(bool, same))
+    rows = [row[common:] for row in rows]
+    width = max(map(len, rows))
     return {
+        "shared": torch.tensor([first[:common]], dtype=torch.int64),
         "input_ids": torch.tensor([[pad_id] * (width - len(row)) + row for row in rows]),
         "attention_mask": torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows]),
         "targets": torch.tensor([[NOTHING] * (length - len(row)) + row for row in targets], dtype=torch.int64),

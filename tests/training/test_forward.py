@@ -87,6 +87,22 @@ def test_training_is_logged_and_the_best_checkpoint_stays(tmp_path: Path):
     assert {path.name for path in complete(tmp_path)} == {f"checkpoint-{chosen}", "checkpoint-8"}
 
 
+@pytest.mark.parametrize("thought", [(), WRITTEN], ids=["direct", "reasoned"])
+def test_what_rows_share_is_computed_once_and_learned_as_before(thought: tuple[int, ...]):
+    """Logits and gradients of rows with a common beginning, computed once or in every row."""
+    examples = [replace(row, prompt=(9, 8, 7, 9, *row.prompt), thought=thought) for row in tiny.examples(4)]
+    found = []
+    for share in (False, True):
+        inputs = collate(examples, pad_id=0, learns_prefix=False, share=share)
+        assert inputs["shared"].shape[1] == (4 if share else 0)
+        model = tiny.model().double()
+        logits = last_logits(model, inputs)
+        logits.logsumexp(-1).sum().backward()
+        found.append([logits.detach(), *(value.grad for value in model.parameters())])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("learns_prefix", [False, True], ids=["forced", "free"])
 def test_sft_on_a_thought_and_its_decision_is_their_log_likelihood(tmp_path: Path, learns_prefix: bool):
     examples = tiny.examples(2)
