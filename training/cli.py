@@ -27,6 +27,12 @@ def _print_schema(context: click.Context, _: click.Parameter, wanted: bool) -> N
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a value, such as model.path=DIR.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder of the run [out/NAME].")
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint of the folder.")
+@click.option("--merge", is_flag=True, help="Also write the whole model with the trained adapter merged, NAME/merged.")
+@click.option(
+    "--bundle",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Then calibrate the trained model on the recipe's `certify` rows and write this bundle.",
+)
 @click.option("--dry-run", is_flag=True, help="Check data, labels, memory and a first batch, and train nothing.")
 @click.option("--list", "list_cells", is_flag=True, help="List the cells of a grid.")
 @click.option(
@@ -38,6 +44,8 @@ def train(
     changes: tuple[str, ...],
     out: Path | None,
     resume: bool,
+    merge: bool,
+    bundle: Path | None,
     dry_run: bool,
     list_cells: bool,
 ) -> None:
@@ -63,6 +71,10 @@ def train(
         except ModuleNotFoundError as error:
             _fail(f"{error.name} is missing: training needs pip install 'demur[train]'", 1)
 
+        if bundle is not None and chosen.certify is None:
+            _fail("--bundle needs the rows that certify: give the recipe a `certify` section", 2)
+        if bundle is not None and bundle.exists():
+            _fail(f"{bundle} exists; name another directory", 2)
         prepared = run.prepare(chosen, found.folder)
         for line in prepared.data.dropped:
             click.echo(f"dropped: {line}", err=True)
@@ -71,6 +83,10 @@ def train(
             click.echo("\n".join(run.dry_run(prepared, folder)))
             return
         click.echo(f"trained: {run.train(prepared, folder, resume=resume)}")
+        if merge or bundle is not None:
+            click.echo(f"whole model: {run.merged(prepared, folder)}")
+        if bundle is not None:
+            sys.exit(run.calibrate(prepared, folder, bundle))
     except TaskFileError as error:
         _fail(str(error), 2)
     except (DecisionError, TrainingError, OSError) as error:

@@ -11,8 +11,11 @@ from demur.decision.labelled import LabelledData, LabelledRow, data_faults
 from demur.decision.prompt import CompiledPrompt, PromptBuilder
 from demur.decision.question import Question
 from demur.decision.task import DecisionSpec, Mode, Task
-from demur.training.recipe import OUT_OF_FOLD, VALIDATION, Recipe
+from demur.training.recipe import OUT_OF_FOLD, VALIDATION, Recipe, Source
 from demur.training.sources import read_source
+
+#: The rows that `certify` names. They are read only to see that nothing is trained or chosen on them.
+CERTIFYING = "certifying"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +65,8 @@ def load_data(recipe: Recipe, folder: Path, task: Task, builder: PromptBuilder) 
     drop = recipe.data.bad_rows == "drop"
     spec = replace(task.spec, mode=Mode(recipe.mode))
     sources = {"train": recipe.data.train, **recipe.data.evaluate}
+    if recipe.certify is not None:
+        sources[CERTIFYING] = Source(path=recipe.certify.data)
     read = {name: read_source(source, folder, spec.question, drop=drop) for name, source in sources.items()}
     faults = [fault for data in read.values() for fault in data.dropped]
     sets: dict[str, list[tuple[LabelledData, LabelledRow]]] = {}
@@ -75,6 +80,8 @@ def load_data(recipe: Recipe, folder: Path, task: Task, builder: PromptBuilder) 
     if recipe.data.validation > 0:
         _keep_out(sets, VALIDATION, lambda row: _draw(row.hash, str(seed)) < recipe.data.validation)
     leaks = _leaks(sets, spec.question)
+    chosen_on = _certified(sets, recipe.saves.best_by, spec.question)
+    sets.pop(CERTIFYING, None)
     compiled = _Compiled(spec, builder)
     learns_thoughts = recipe.method == "sft" and recipe.mode == "reasoned"
     examples: dict[str, list[Example]] = {}
@@ -85,6 +92,8 @@ def load_data(recipe: Recipe, folder: Path, task: Task, builder: PromptBuilder) 
             place = f"{data.name}:{row.line}"
             if name == "train" and row.hash in leaks:
                 found.append(f"{place}: also stands in an evaluation set, {leaks[row.hash]}")
+            elif name == recipe.saves.best_by and row.hash in chosen_on:
+                found.append(f"{place}: also certifies, {chosen_on[row.hash]}, and checkpoints are chosen on it")
             elif not row.text.strip() and row.own is None:
                 found.append(f"{place}: the input is empty")
             elif learns_thoughts and name == "train" and row.thought is None:
@@ -155,6 +164,16 @@ def _leaks(sets: Mapping[str, list[tuple[LabelledData, LabelledRow]]], question:
             for data, row in pairs:
                 asked.setdefault(_asked(row, question), f"{data.name}:{row.line}")
     return {row.hash: asked[key] for _, row in sets["train"] if (key := _asked(row, question)) in asked}
+
+
+def _certified(
+    sets: Mapping[str, list[tuple[LabelledData, LabelledRow]]], chosen_by: str | None, question: Question
+) -> dict[str, str]:
+    """Hashes of rows that choose a checkpoint and would certify it too; and where they do."""
+    if chosen_by is None or CERTIFYING not in sets:
+        return {}
+    asked = {_asked(row, question): f"{data.name}:{row.line}" for data, row in sets[CERTIFYING]}
+    return {row.hash: asked[key] for _, row in sets[chosen_by] if (key := _asked(row, question)) in asked}
 
 
 def _asked(row: LabelledRow, question: Question) -> str:

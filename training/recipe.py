@@ -214,6 +214,23 @@ class Log(Strict):
     to: list[Literal["tensorboard", "trackio", "wandb"]] = ["tensorboard"]
 
 
+class Certify(Strict):
+    """How `--bundle` certifies the trained model; the options of `demur calibrate`.
+
+    `data`: rows that nothing was trained or chosen on. `searched`: rows on which task or recipe were chosen.
+    """
+
+    data: str
+    searched: str | None = None
+    unlabelled: str | None = None
+    alpha: Share = 0.05
+    beta: Share = 0.3
+    delta: Share = 0.05
+    family: Positive = 1
+    attempt: Positive | None = None
+    valid_days: Positive = 90
+
+
 class Recipe(Strict):
     """One training run. Paths in it are relative to `folder`, the recipe's own.
 
@@ -236,6 +253,7 @@ class Recipe(Strict):
     optimiser: Optimiser = Optimiser()
     saves: Saves = Saves()
     log: Log = Log()
+    certify: Certify | None = None
 
     @model_validator(mode="after")
     def _adds_up(self) -> Self:

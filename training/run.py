@@ -5,6 +5,8 @@ import json
 import os
 import platform
 import shutil
+import subprocess
+import sys
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -176,6 +178,35 @@ def merged(prepared: Prepared, out: Path) -> Path:
     for name in (TRAINING_ROWS, PROVENANCE):
         shutil.copy(out / MODEL / name, out / MERGED / name)
     return out / MERGED
+
+
+def calibrate(prepared: Prepared, out: Path, bundle: Path) -> int:
+    """Makes the bundle of a trained and merged run with `demur calibrate`, and returns its exit status.
+
+    A process of its own: it starts an engine, which wants the memory that training leaves.
+    """
+    recipe, given = prepared.recipe, prepared.recipe.certify
+    assert given is not None  # noqa: S101  (the command line asked)
+    model = out / (MODEL if recipe.model.adapter is None else MERGED)
+    options: dict[str, Any] = {
+        "task": resolve(recipe.task, prepared.folder),
+        "data": resolve(given.data, prepared.folder),
+        "searched": given.searched and resolve(given.searched, prepared.folder),
+        "unlabelled": given.unlabelled and resolve(given.unlabelled, prepared.folder),
+        "model": model,
+        "model-name": recipe.name,
+        "out": bundle,
+        "reads": out / "certifying.reads.jsonl",
+        "alpha": given.alpha,
+        "beta": given.beta,
+        "delta": given.delta,
+        "family": given.family,
+        "attempt": given.attempt,
+        "valid-days": given.valid_days,
+    }
+    words = [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
+    program = "from demur.server.entry import main; main()"
+    return subprocess.run([sys.executable, "-c", program, "calibrate", *words], check=False).returncode
 
 
 def dry_run(prepared: Prepared, out: Path) -> list[str]:

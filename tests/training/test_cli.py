@@ -6,7 +6,9 @@ import jsonschema
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from peft import PeftModel
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from demur.decision.rowhash import training_rows
 from demur.server.cli import main
@@ -90,6 +92,9 @@ POLICY = "objective={target: gold, policy_loss_on_decision: true}"
 DIRECT = sets("mode=direct", "optimiser.micro_batch=2", POLICY)
 
 
+CHOOSING = "mode=direct optimiser.micro_batch=2 saves.best_by=dev"
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -132,10 +137,18 @@ def test_a_thought_is_learned_where_rows_have_one(folder: Path, tmp_path: Path):
     assert "'loss/thought'" in result.output
 
 
-def test_an_adapter_is_trained_alone(folder: Path, tmp_path: Path):
+def test_an_adapter_is_trained_alone_and_merged_without_a_change_of_logits(folder: Path, tmp_path: Path):
     adapter = "model.adapter={r: 2, alpha: 4, dropout: 0.0, targets: [q_proj, v_proj]}"
-    result = demur(folder / "recipe.yaml", "--out", tmp_path, "--set", adapter)
+    result = demur(folder / "recipe.yaml", "--out", tmp_path, "--merge", *DIRECT, *sets("method=sft", adapter))
     assert result.exit_code == 0, result.output
+    ids = torch.arange(5, 25)[None]
+    base, merged = (AutoModelForCausalLM.from_pretrained(path) for path in (folder / "model", tmp_path / "merged"))
+    with torch.no_grad():
+        before, whole = base(ids).logits, merged(ids).logits
+        apart = PeftModel.from_pretrained(base, tmp_path / "model")(ids).logits
+    torch.testing.assert_close(whole, apart, rtol=1e-4, atol=1e-4)
+    assert (whole - before).abs().max() > 1e-3
+    assert training_rows(tmp_path / "merged") == training_rows(tmp_path / "model")
     found = load_file(tmp_path / "model" / "adapter_model.safetensors")
     assert found
     assert all("lora" in name for name in found)
@@ -151,6 +164,8 @@ def test_an_adapter_is_trained_alone(folder: Path, tmp_path: Path):
         ("method=own_correct optimiser.micro_batch=2", 2, "`own_correct` is a method of direct mode"),
         ("method=sft optimiser.micro_batch=2", 2, "a `lambda` or `brier` belongs to `grpo`"),
         ("optimiser.micro_batch=3", 2, "cannot share evenly"),
+        ("certify.data=train.jsonl", 1, "train.jsonl:1: also stands in an evaluation set"),
+        ("certify.data=dev.jsonl " + CHOOSING, 1, "dev.jsonl:1: also certifies, dev.jsonl:1"),
         ("saves.best_by=test", 2, "`best_by` names no evaluation set"),
     ],
 )
