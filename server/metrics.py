@@ -4,9 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from time import perf_counter
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, generate_latest
 
 from demur.server.bundles import ServedBundle
+from demur.server.exposition import Exposition, Histogram
 from demur.server.guarantee import holds
 from demur.server.types import Decider, DecideRequest, Decision, Standing
 
@@ -22,25 +23,18 @@ class Metrics:
 
     def __init__(self, engine: Sequence[CollectorRegistry] = (REGISTRY,)) -> None:
         self.registry = CollectorRegistry()
+        self._exposition = Exposition(self.registry)
         self._engine = engine
         self.decisions = Counter(
             "demur_decisions", "Decisions answered.", ("task", "verdict", "reason"), registry=self.registry
         )
         self.decision_seconds = Histogram(
-            "demur_decision_seconds", "Time of a decision.", ("task", "mode"), buckets=_SECONDS, registry=self.registry
+            "demur_decision_seconds", "Time of a decision.", ("task", "mode"), buckets=_SECONDS
         )
-        self.engine_seconds = Histogram(
-            "demur_engine_seconds", "Of that, time in the engine.", buckets=_SECONDS, registry=self.registry
-        )
-        self.label_mass = Histogram(
-            "demur_label_mass", "Probability of all labels.", ("task",), buckets=_MASS, registry=self.registry
-        )
+        self.engine_seconds = Histogram("demur_engine_seconds", "Of that, time in the engine.", buckets=_SECONDS)
+        self.label_mass = Histogram("demur_label_mass", "Probability of all labels.", ("task",), buckets=_MASS)
         self.p_correct = Histogram(
-            "demur_p_correct",
-            "Calibrated probability that the decision is right.",
-            ("task",),
-            buckets=_CHANCE,
-            registry=self.registry,
+            "demur_p_correct", "Calibrated probability that the decision is right.", ("task",), buckets=_CHANCE
         )
         self.bundle_info = Gauge(
             "demur_bundle_info", "Bundles in use.", ("task", "bundle", "model", "method"), registry=self.registry
@@ -94,11 +88,11 @@ class Metrics:
         request = decision.request
         task = request.task.name if request.task else ADHOC
         self.decisions.labels(task, decision.verdict, decision.reason).inc()
-        self.decision_seconds.labels(task, request.spec.mode).observe(seconds)
+        self.decision_seconds.observe(seconds, task, request.spec.mode)
         self.engine_seconds.observe(decision.timings.engine_ms / 1e3)
-        self.label_mass.labels(task).observe(decision.label_mass)
+        self.label_mass.observe(decision.label_mass, task)
         if decision.p_correct is not None:
-            self.p_correct.labels(task).observe(decision.p_correct)
+            self.p_correct.observe(decision.p_correct, task)
         if decision.shadow is not None:
             self.shadow.labels(task, decision.shadow.verdict, decision.verdict).inc()
         self.observer(decision)
@@ -106,7 +100,9 @@ class Metrics:
     def page(self) -> bytes:
         """All metrics in Prometheus' text format."""
         self._refresh()
-        return b"".join(generate_latest(registry) for registry in (self.registry, *self._engine))
+        parts = (self.decision_seconds, self.engine_seconds, self.label_mass, self.p_correct, self._exposition)
+        own = "".join(line for part in parts for line in part.lines())
+        return own.encode() + b"".join(generate_latest(registry) for registry in self._engine)
 
 
 class MeasuredDecider:

@@ -20,7 +20,7 @@ from demur.server.loop.state import GuaranteeStatus, LiveState, Row, TaskStatus
 from demur.server.loop.window import WINDOW
 from demur.server.store.decisions import changes, heads, last_labelled
 from demur.server.store.errors import StoreUnavailable
-from demur.server.store.guarantees import move_guarantee, outcomes, put_guarantee, waiting
+from demur.server.store.guarantees import guarantees, move_guarantee, outcomes, put_guarantee, waiting
 from demur.server.store.records import AuditRecord, GuaranteeRecord, LabelRecord
 from demur.server.store.store import Store
 from demur.server.types import Standing
@@ -174,9 +174,16 @@ class LiveLoop:
         return LiveView(self._state.statuses(now), self._state.tasks(now))
 
     async def _begin_serving(self) -> None:
-        for task, served in tuple(self._wanted.items()):
+        wanted = tuple(self._wanted.items())
+        if not wanted:
+            return
+        keys = [record.key for _, served in wanted for record in served.guarantees]
+        known = await self._store.read(lambda connection: {one.key: one for one in guarantees(connection, keys)})
+        for task, served in wanted:
             try:
-                records = await self._store.write(partial(_put, served))
+                if not all(record.key in known for record in served.guarantees):
+                    known |= await self._store.write(partial(_put, served))
+                records = [known[record.key] for record in served.guarantees]
             except StoreUnavailable:
                 _log.warning(
                     "the store does not take a certificate, which stays unknown", extra={"fields": {"task": task}}
@@ -222,8 +229,8 @@ class LiveLoop:
                 self._on_change(StateChange(status, before, at))
 
 
-def _put(served: Served, connection: Connection) -> list[GuaranteeRecord]:
-    return [put_guarantee(connection, record) for record in served.guarantees]
+def _put(served: Served, connection: Connection) -> dict[str, GuaranteeRecord]:
+    return {record.key: put_guarantee(connection, record) for record in served.guarantees}
 
 
 def _move(key: str, state: State, at: datetime, connection: Connection) -> bool:

@@ -28,6 +28,8 @@ class GuaranteeProcess:
         self._settled = RiskMonitor.restored([], alpha, delta, max_missing=max_missing, withdrawn=withdrawn)
         self._monitor: RiskMonitor | None = self._settled
         self._waiting = array("q")
+        #: Grows whenever what is known changes.
+        self.revision = 0
 
     def drawn(self, seq: int, due: float) -> None:
         """Take the audit `seq`, whose label is due at `due` (seconds since 1970)."""
@@ -38,6 +40,7 @@ class GuaranteeProcess:
         self._due.append(due)
         self._codes.append(Outcome.PENDING)
         self._monitor = None
+        self.revision += 1
 
     def labelled(self, seq: int, wrong: bool) -> None:
         """Take the label of the audit `seq`, or its correction. Audits of other certificates are passed over."""
@@ -85,6 +88,7 @@ class GuaranteeProcess:
         if place < self._settled.audits:
             self._settled = self._begin()
         self._monitor = None
+        self.revision += 1
 
     def _replay(self) -> RiskMonitor:
         if self._monitor is None:

@@ -22,7 +22,7 @@ from demur.server.store.errors import StoreUnavailable
 from demur.server.store.guarantees import guarantees
 from demur.server.store.records import BundleVersion, GuaranteeRecord
 from demur.server.store.store import Store
-from demur.server.store.versions import activate, active_bundles, adopt, bundle_archive, versions
+from demur.server.store.versions import activate, active_bundles, adopt, bundle_archive, known_bundles, versions
 
 _log = logging.getLogger("demur.loop")
 
@@ -45,8 +45,10 @@ class Shelf:
         Without an answer of the store: what was found.
         """
         try:
+            known = await self._store.read(known_bundles)
             for name, calibrated in found.items():
-                await self._store.write(partial(_adopt, name, calibrated, None, True))
+                if (name, calibrated.bundle.id) not in known:
+                    await self._store.write(partial(_adopt, name, calibrated, None, True))
             active = await self._store.read(active_bundles)
             settled = dict(found)
             for name, bundle in active.items():

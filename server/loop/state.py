@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -52,6 +52,7 @@ class LiveState:
         self._windows: dict[str, tuple[str | None, CalibrationWindow]] = {}
         self._waiting: dict[str, dict[int, float]] = {}
         self._shown: dict[str, LiveCalibration | None] = {}
+        self._statuses: dict[str, tuple[int, GuaranteeStatus]] = {}
 
     def know(self, record: GuaranteeRecord, rows: Iterable[Row] = ()) -> None:
         """Watch a certificate from now on; `rows` are its audits so far."""
@@ -97,7 +98,7 @@ class LiveState:
 
     def statuses(self, now: float) -> Mapping[str, GuaranteeStatus]:
         """Every watched certificate by key, at the time `now` (seconds since 1970)."""
-        return {key: _status(record, process, now) for key, (record, process) in self._guarantees.items()}
+        return {key: self._status(key, now) for key in self._guarantees}
 
     def tasks(self, now: float) -> Mapping[str, TaskStatus]:
         """Every task with audits or a bundle, at the time `now`."""
@@ -107,6 +108,19 @@ class LiveState:
             expired = sum(one <= now for one in due)
             found[task] = TaskStatus(len(due) - expired, expired, self._calibration(task))
         return found
+
+    def _status(self, key: str, now: float) -> GuaranteeStatus:
+        record, process = self._guarantees[key]
+        process.expire(now)
+        expired = record.expires_at is not None and record.expires_at.timestamp() <= now
+        revision, status = self._statuses.get(key, (-1, None))
+        # Bounds take a millisecond, and most certificates have nothing new at most looks.
+        if status is None or revision != process.revision:
+            status = _status(record, process, expired)
+        elif status.state != (state := process.state(expired=expired)):
+            status = replace(status, state=state)
+        self._statuses[key] = process.revision, status
+        return status
 
     def _calibration(self, task: str) -> LiveCalibration | None:
         # Estimates are made where labels came, not for every look.
@@ -129,11 +143,9 @@ class LiveState:
         self._shown[decision.task] = None
 
 
-def _status(record: GuaranteeRecord, process: GuaranteeProcess, now: float) -> GuaranteeStatus:
-    process.expire(now)
+def _status(record: GuaranteeRecord, process: GuaranteeProcess, expired: bool) -> GuaranteeStatus:
     monitor = process.monitor
     errors, right = process.count(Outcome.ERROR), process.count(Outcome.CORRECT)
-    expired = record.expires_at is not None and record.expires_at.timestamp() <= now
     return GuaranteeStatus(
         record,
         process.state(expired=expired),

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from typing import Any
 
 from sqlalchemy import Connection, select, update
@@ -24,22 +25,23 @@ from demur.server.store.rows import (
 
 _D, _A, _L = schema.decisions, schema.audits, schema.labels
 _FIRST, _SECOND = _L.alias("first"), _L.alias("second_label")
+_COUNT = schema.counters.c
+_NEXT_AUDIT = (
+    update(schema.counters).where(_COUNT.id == 1).values(audits=_COUNT.audits + 1).returning(_COUNT.audits)
+)
 
 
 def put(connection: Connection, records: Sequence[DecisionRecord]) -> None:
     """Stores decisions. Of one that is there already, the verdict is brought up to date."""
     _put_options(connection, records)
-    connection.execute(_insert(connection), [decision_row(record) for record in records])
+    connection.execute(_inserts(connection.dialect.name).decision, [decision_row(record) for record in records])
 
 
 def put_drawn(connection: Connection, record: DecisionRecord, *, due: datetime, double: bool) -> int:
     """Stores a decision that was drawn, with its audit; gives the audit's seq."""
     _put_options(connection, [record])
-    decision = connection.scalar(_insert(connection).returning(_D.c.seq), decision_row(record))
-    counters = schema.counters
-    seq: int | None = connection.scalar(
-        update(counters).where(counters.c.id == 1).values(audits=counters.c.audits + 1).returning(counters.c.audits)
-    )
+    decision = connection.scalar(_inserts(connection.dialect.name).drawn, decision_row(record))
+    seq: int | None = connection.scalar(_NEXT_AUDIT)
     assert seq is not None  # noqa: S101 - the row is made with the table
     connection.execute(
         _A.insert(),
@@ -167,14 +169,28 @@ def _whole() -> Select[Any]:
     )
 
 
-def _insert(connection: Connection) -> Any:
-    statement = insert(connection.dialect)(_D)
+@dataclass(frozen=True, slots=True)
+class _Inserts:
+    """Statements of the hot path; to build one takes as long as to run it."""
+
+    options: Any
+    decision: Any
+    drawn: Any
+
+
+@cache
+def _inserts(dialect: str) -> _Inserts:
+    statement = insert(dialect)(_D)
     new = statement.excluded
-    return statement.on_conflict_do_update(index_elements=["id"], set_={"verdict": new.verdict, "reason": new.reason})
+    decision = statement.on_conflict_do_update(
+        index_elements=["id"], set_={"verdict": new.verdict, "reason": new.reason}
+    )
+    options = insert(dialect)(schema.option_sets).on_conflict_do_nothing()
+    return _Inserts(options, decision, decision.returning(_D.c.seq))
 
 
 def _put_options(connection: Connection, records: Sequence[DecisionRecord]) -> None:
     sets = {options_hash(record.options): record.options for record in records}
-    statement = insert(connection.dialect)(schema.option_sets).on_conflict_do_nothing()
     # In one order, so that two processes never wait for each other.
-    connection.execute(statement, [{"hash": key, "names": json.dumps(names)} for key, names in sorted(sets.items())])
+    rows = [{"hash": key, "names": json.dumps(names)} for key, names in sorted(sets.items())]
+    connection.execute(_inserts(connection.dialect.name).options, rows)

@@ -27,7 +27,7 @@ def put_guarantee(connection: Connection, record: GuaranteeRecord) -> GuaranteeR
         "first_audit_seq": lock_sequence(connection),
         "state": record.state,
     }
-    connection.execute(insert(connection.dialect)(_t).values(values).on_conflict_do_nothing())
+    connection.execute(insert(connection.dialect.name)(_t).values(values).on_conflict_do_nothing())
     return guarantee_of(connection.execute(select(_t).where(_t.c.key == record.key)).one())
 
 

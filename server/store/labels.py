@@ -179,5 +179,5 @@ def first_reply(connection: Connection, key: str) -> tuple[str, str] | None:
 def keep_reply(connection: Connection, key: str, body: str, reply: str, now: datetime) -> None:
     """Keeps the answer to the first request under a key."""
     connection.execute(
-        insert(connection.dialect)(schema.replies), {"key": key, "body": body, "reply": reply, "at": micros(now)}
+        insert(connection.dialect.name)(schema.replies), {"key": key, "body": body, "reply": reply, "at": micros(now)}
     )

@@ -35,7 +35,7 @@ def adopt(
     if only_new and any(one.bundle == bundle for one in known):
         return next(one for one in known if one.active)
     connection.execute(
-        insert(connection.dialect)(schema.bundles).values(id=bundle, files=files).on_conflict_do_nothing()
+        insert(connection.dialect.name)(schema.bundles).values(id=bundle, files=files).on_conflict_do_nothing()
     )
     number = max((one.version for one in known), default=0) + 1
     connection.execute(
@@ -83,6 +83,11 @@ def active_bundles(connection: Connection) -> dict[str, str]:
     """The id of every task's active bundle."""
     rows = connection.execute(select(_t.c.task, _t.c.bundle).where(_t.c.active))
     return {row.task: row.bundle for row in rows}
+
+
+def known_bundles(connection: Connection) -> set[tuple[str, str]]:
+    """Task and bundle of every version."""
+    return {(row.task, row.bundle) for row in connection.execute(select(_t.c.task, _t.c.bundle))}
 
 
 def bundle_archive(connection: Connection, bundle: str) -> bytes:
