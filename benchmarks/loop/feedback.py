@@ -1,7 +1,6 @@
-"""What the loop costs: `.venv/bin/python -m benchmarks.loop` (a minute; SQLite in a temporary folder, no engine).
+"""Labels over HTTP, on SQLite in a temporary folder: batches of 100, and singly from 16 callers.
 
-Feedback over HTTP in one process with its callers, so both share the cores: batches of 100, and singly from 16
-callers. And the work that logging and auditing add to a decision, in processor time.
+The server and its callers share one process and so the cores. No engine.
 """
 
 import asyncio
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import httpx
 
+from benchmarks.serving.report import Row
 from demur.decision.task import AuditSpec, DecisionSpec, Task
 from demur.server.app import create_app
 from demur.server.lifecycle import Lifecycle
@@ -25,7 +25,12 @@ from tests.server.stub import StubDecider
 DECISIONS = 8_000
 
 
-async def main() -> None:
+def run() -> list[Row]:
+    """Labels a second, durable before their answers."""
+    return asyncio.run(_run())
+
+
+async def _run() -> list[Row]:
     with tempfile.TemporaryDirectory() as place:
         settings = Settings(state_dir=Path(place))
         loop = Loop.open(settings)
@@ -34,48 +39,35 @@ async def main() -> None:
         lifecycle = Lifecycle()
         lifecycle.ready()
         task = Task("teams", DecisionSpec(TEAMS), audit=AuditSpec(0.05, 0.05, 0.05), content_hash="a")
-        app = create_app(
-            StubDecider(),
-            Registry({"teams": task}),
-            settings,
-            lifecycle,
-            ServedModel("stub", "A stub.", "2026-01-31"),
-            loop=loop,
-        )
-        bare, logged = StubDecider(), loop.decider(StubDecider())
+        model = ServedModel("stub", "A stub.", "2026-01-31")
+        app = create_app(StubDecider(), Registry({"teams": task}), settings, lifecycle, model, loop=loop)
         ids: list[str] = []
-        cost = {}
-        for name, decider in (("bare", bare), ("logged and audited", logged)):
-            start = time.process_time()
-            for first in range(0, DECISIONS, 8):
-                asked = [DecideRequest(task.spec, f"{name} {i}", task) for i in range(first, first + 8)]
-                done = await asyncio.gather(*(decider.decide(request) for request in asked))
-                ids += [one.id for one in done] if decider is logged else []
-            while loop.log.buffered:  # noqa: ASYNC110 - the log is measured as it is
-                await asyncio.sleep(0.01)
-            cost[name] = (time.process_time() - start) / DECISIONS * 1e6
-        print(f"a decision, bare stub: {cost['bare']:.0f} us")
-        print(f"a decision, logged and audited at 5%: {cost['logged and audited']:.0f} us")
+        for first in range(0, DECISIONS, 8):
+            asked = [DecideRequest(task.spec, f"{i}", task) for i in range(first, first + 8)]
+            ids += [one.id for one in await asyncio.gather(*map(app.services.decider.decide, asked))]
+        while loop.log.buffered:  # noqa: ASYNC110 - the log is measured as it is
+            await asyncio.sleep(0.01)
         async with serving(app) as url:
-            await _batches(url, ids)
-            await _singly(url, ids)
+            batches, singly = await _batches(url, ids), await _singly(url, ids[:1_600])
         await loop.aclose()
+    return [
+        Row(what="feedback in batches of 100, one caller", unit="labels/s", ours=batches, at_least=2_000),
+        Row(what="feedback singly, 16 callers", unit="labels/s", ours=singly, at_least=100),
+    ]
 
 
-async def _batches(url: str, ids: list[str]) -> None:
+async def _batches(url: str, ids: list[str]) -> float:
     start = time.perf_counter()
     async with httpx.AsyncClient(base_url=url, timeout=60) as client:
         for first in range(0, len(ids), 100):
             items = [{"id": one, "label": "sales"} for one in ids[first : first + 100]]
             reply = await client.post("/feedback", json={"items": items})
             assert {one["status"] for one in reply.json()["items"]} == {"stored"}
-    rate = len(ids) / (time.perf_counter() - start)
-    print(f"feedback in batches of 100, one caller: {rate:.0f} labels/s (wanted: 2,000)")
+    return len(ids) / (time.perf_counter() - start)
 
 
-async def _singly(url: str, ids: list[str]) -> None:
+async def _singly(url: str, ids: list[str]) -> float:
     start = time.perf_counter()
-    some = ids[:1_600]
 
     async def call(mine: list[str]) -> None:
         async with httpx.AsyncClient(base_url=url, timeout=60) as client:
@@ -83,9 +75,5 @@ async def _singly(url: str, ids: list[str]) -> None:
                 reply = await client.post("/feedback", json={"id": one, "label": "billing"})
                 assert reply.json()["status"] == "corrected"
 
-    await asyncio.gather(*(call(some[i::16]) for i in range(16)))
-    print(f"feedback singly, 16 callers: {len(some) / (time.perf_counter() - start):.0f} labels/s (wanted: 100)")
-
-
-if __name__ == "__main__":
-    asyncio.run(main())
+    await asyncio.gather(*(call(ids[i::16]) for i in range(16)))
+    return len(ids) / (time.perf_counter() - start)

@@ -77,7 +77,7 @@ async def _restart(settings: Settings, tasks: Mapping[str, Task], bundles: Mappi
         took.append(time.perf_counter() - start)
         restored = watch.live.view
         assert len(restored.guarantees) == TASKS
-        assert int(DECISIONS * AUDITED) <= sum(one.audits for one in restored.guarantees.values()) 
+        assert int(DECISIONS * AUDITED) <= sum(one.audits for one in restored.guarantees.values())
         if len(took) == 1:
             await watch.aclose()
             await loop.aclose()

@@ -18,7 +18,7 @@ from sqlalchemy import Connection
 from demur.calibration.monitor import State
 from demur.server.loop.state import GuaranteeStatus, LiveState, Row, TaskStatus
 from demur.server.loop.window import WINDOW
-from demur.server.store.decisions import changes, heads, last_labelled
+from demur.server.store.decisions import Labelled, changes, heads, last_labelled
 from demur.server.store.errors import StoreUnavailable
 from demur.server.store.guarantees import guarantees, move_guarantee, outcomes, put_guarantee, waiting
 from demur.server.store.records import AuditRecord, GuaranteeRecord, LabelRecord
@@ -198,7 +198,7 @@ class LiveLoop:
 
     def _table(
         self, served: Served, records: list[GuaranteeRecord], connection: Connection
-    ) -> tuple[list[list[Row]], list[AuditRecord]]:
+    ) -> tuple[list[list[Row]], list[Labelled]]:
         options = self._store.options
         return (
             [outcomes(connection, record.key, options) for record in records],
@@ -206,7 +206,7 @@ class LiveLoop:
         )
 
     def _restore(
-        self, served: Served, records: list[GuaranteeRecord], rows: list[list[Row]], audits: list[AuditRecord]
+        self, served: Served, records: list[GuaranteeRecord], rows: list[list[Row]], audits: list[Labelled]
     ) -> None:
         for record, table in zip(records, rows, strict=True):
             self._state.know(record, table)

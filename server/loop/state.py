@@ -10,6 +10,7 @@ from demur.calibration import Outcome
 from demur.calibration.monitor import State
 from demur.server.loop.process import GuaranteeProcess
 from demur.server.loop.window import CalibrationWindow, LabelledAudit, LiveCalibration
+from demur.server.store.decisions import Labelled
 from demur.server.store.records import AuditRecord, GuaranteeRecord
 
 #: An audit of the table: sequence number, due time (seconds since 1970), whether its label says wrong (None: none).
@@ -67,14 +68,15 @@ class LiveState:
         """Whether a certificate is watched."""
         return key in self._guarantees
 
-    def serve(self, task: str, bundle: str | None, labelled: Iterable[AuditRecord] = ()) -> None:
+    def serve(self, task: str, bundle: str | None, labelled: Iterable[Labelled] = ()) -> None:
         """Show a task's calibration under this bundle; `labelled` are its labelled audits so far."""
         if task in self._windows and self._windows[task][0] == bundle:
             return
-        self._windows[task] = bundle, CalibrationWindow()
+        window = CalibrationWindow()
+        for one in labelled:
+            _add(window, one)
+        self._windows[task] = bundle, window
         self._shown[task] = None
-        for audit in labelled:
-            self._calibrate(audit, audit.label)
 
     def wait(self, task: str, seq: int, due: float) -> None:
         """Count an audit as waiting for its label."""
@@ -128,19 +130,22 @@ class LiveState:
             self._shown[task] = self._windows[task][1].read()
         return self._shown.get(task)
 
-    def _calibrate(self, audit: AuditRecord, label: str | None) -> None:
+    def _calibrate(self, audit: AuditRecord, label: str) -> None:
         decision = audit.decision
         bundle, window = self._windows.get(decision.task, (None, None))
-        if window is None or decision.bundle != bundle or label not in decision.options:
-            return
-        p = decision.probabilities
-        if len(p) != len(decision.options):  # erased
-            return
-        right = decision.options.index(label)
-        brier = float(np.square(p).sum() - 2.0 * p[right] + 1.0)
-        row = LabelledAudit(audit.seq, decision.draw.rate, right == decision.option, decision.p_correct, brier)
-        window.add(row)
-        self._shown[decision.task] = None
+        if window is not None and decision.bundle == bundle:
+            rate, option, p_correct = decision.draw.rate, decision.option, decision.p_correct
+            _add(window, Labelled(audit.seq, rate, option, p_correct, decision.probabilities, decision.options, label))
+            self._shown[decision.task] = None
+
+
+def _add(window: CalibrationWindow, one: Labelled) -> None:
+    p = one.probabilities
+    if one.label not in one.options or len(p) != len(one.options):  # erased
+        return
+    right = one.options.index(one.label)
+    brier = float(np.square(p).sum() - 2.0 * p[right] + 1.0)
+    window.add(LabelledAudit(one.seq, one.rate, right == one.option, one.p_correct, brier))
 
 
 def _status(record: GuaranteeRecord, process: GuaranteeProcess, expired: bool) -> GuaranteeStatus:

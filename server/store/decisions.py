@@ -5,8 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from sqlalchemy import Connection, select, update
 from sqlalchemy.sql.selectable import Select
 
@@ -17,6 +19,7 @@ from demur.server.store.rows import (
     audit_of,
     decision_of,
     decision_row,
+    floats,
     insert,
     label_of,
     micros,
@@ -26,9 +29,7 @@ from demur.server.store.rows import (
 _D, _A, _L = schema.decisions, schema.audits, schema.labels
 _FIRST, _SECOND = _L.alias("first"), _L.alias("second_label")
 _COUNT = schema.counters.c
-_NEXT_AUDIT = (
-    update(schema.counters).where(_COUNT.id == 1).values(audits=_COUNT.audits + 1).returning(_COUNT.audits)
-)
+_NEXT_AUDIT = update(schema.counters).where(_COUNT.id == 1).values(audits=_COUNT.audits + 1).returning(_COUNT.audits)
 
 
 def put(connection: Connection, records: Sequence[DecisionRecord]) -> None:
@@ -105,13 +106,34 @@ def drawn(
     return _audits(connection, options, connection.execute(query).mappings().all())
 
 
-def last_labelled(
-    connection: Connection, options: OptionSets, *, task: str, bundle: str, limit: int
-) -> list[AuditRecord]:
+class Labelled(NamedTuple):
+    """What calibration needs of an audit with a label. `probabilities` float64 [K] of `options`, [0] once erased."""
+
+    seq: int
+    rate: float
+    option: int
+    p_correct: float | None
+    probabilities: NDArray[np.float64]
+    options: tuple[str, ...]
+    label: str
+
+
+def last_labelled(connection: Connection, options: OptionSets, *, task: str, bundle: str, limit: int) -> list[Labelled]:
     """The last audits of a task under a bundle that have a label, in drawn order."""
-    query = _whole().where(_A.c.task == task, _D.c.bundle == bundle, _D.c.label.is_not(None))
-    rows = connection.execute(query.order_by(_A.c.seq.desc()).limit(limit)).mappings().all()
-    return _audits(connection, options, rows[::-1])
+    query = (
+        select(_A.c.seq, _D.c.rate, _D.c.option, _D.c.p_correct, _D.c.probabilities, _D.c.options, _L.c.label)
+        .join_from(_A, _D, _A.c.decision == _D.c.seq)
+        .join(_L, _L.c.seq == _D.c.label)
+        .where(_A.c.task == task, _D.c.bundle == bundle)
+        .order_by(_A.c.seq.desc())
+        .limit(limit)
+    )
+    rows = connection.execute(query).all()
+    names = options.names(connection, [row.options for row in rows])
+    return [
+        Labelled(seq, rate, option, p_correct, floats(probabilities), names[asked], label)
+        for seq, rate, option, p_correct, probabilities, asked, label in reversed(rows)
+    ]
 
 
 def changes(

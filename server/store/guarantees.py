@@ -57,8 +57,8 @@ def outcomes(connection: Connection, key: str, options: OptionSets) -> list[tupl
     ).all()
     names = options.names(connection, [row.options for row in rows])
     return [
-        (row.seq, row.due / 1e6, None if row.label is None else row.label != names[row.options][row.option])
-        for row in rows
+        (seq, due / 1e6, None if label is None else label != names[asked][option])
+        for seq, due, asked, option, label in rows
     ]
 
 

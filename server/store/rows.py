@@ -79,7 +79,7 @@ def decision_row(record: DecisionRecord) -> dict[str, Any]:
 
 def decision_of(row: Mapping[Any, Any], options: tuple[str, ...]) -> DecisionRecord:
     """The record of a row of `decisions`."""
-    logprobs = _floats(row["logprobs"])
+    logprobs = floats(row["logprobs"])
     return DecisionRecord(
         id=row["id"],
         task=row["task"],
@@ -89,9 +89,9 @@ def decision_of(row: Mapping[Any, Any], options: tuple[str, ...]) -> DecisionRec
         option=row["option"],
         verdict=row["verdict"],
         reason=row["reason"],
-        probabilities=_floats(row["probabilities"]),
+        probabilities=floats(row["probabilities"]),
         logprobs=logprobs,
-        scores=logprobs if row["scores"] is None else _floats(row["scores"]),
+        scores=logprobs if row["scores"] is None else floats(row["scores"]),
         label_mass=row["label_mass"],
         p_correct=row["p_correct"],
         score=row["score"],
@@ -157,9 +157,10 @@ class OptionSets:
         return self._known
 
 
+def floats(data: bytes) -> NDArray[np.float64]:
+    """The array in a column."""
+    return np.frombuffer(data, dtype=_FLOATS)
+
+
 def _bytes(values: NDArray[np.float64]) -> bytes:
     return values.astype(_FLOATS, copy=False).tobytes()
-
-
-def _floats(data: bytes) -> NDArray[np.float64]:
-    return np.frombuffer(data, dtype=_FLOATS)

@@ -1,6 +1,8 @@
-from prometheus_client import CollectorRegistry, Counter
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+from prometheus_client import Histogram as Theirs
 from prometheus_client.parser import text_string_to_metric_families
 
+from demur.server.exposition import Exposition, Histogram
 from demur.server.metrics import Metrics
 
 from .conftest import INLINE
@@ -44,3 +46,33 @@ def test_the_engines_metrics_are_on_the_same_page():
     page = _samples(Metrics([engine]).page().decode())
     assert page["vllm_something_total",] == 5
     assert page["demur_in_flight",] == 0
+
+
+def test_the_page_says_what_the_library_would_say():
+    registry, ours = CollectorRegistry(), Histogram("demur_h", "Some.", ("task", "mode"), buckets=(0.1, 1))
+    theirs = Theirs("demur_h", "Some.", ("task", "mode"), buckets=(0.1, 1), registry=registry)
+    gauge, counter = (
+        kind(f"demur_{kind.__name__}", "Some.", ("b", "a"), registry=registry) for kind in (Gauge, Counter)
+    )
+    for task, value in (('odd "name"\\\n', 0.1), ("plain", 0.5), ("plain", float("inf")), ("plain", 1e-9)):
+        ours.observe(value, task, "direct")
+        theirs.labels(task, "direct").observe(value)
+        gauge.labels(task, "x").set(-value)
+        counter.labels(task, "x").inc()
+    exposition = Exposition(registry)
+    registry.unregister(theirs)
+    for _ in range(2):
+        shown = text_string_to_metric_families("".join([*ours.lines(), *exposition.lines()]))
+        registry.register(theirs)
+        wanted = text_string_to_metric_families(generate_latest(registry).decode())
+        registry.unregister(theirs)
+        assert _all(shown) == _all(wanted)
+        gauge.remove("plain", "x")
+
+
+def _all(families):
+    found = {}
+    for family in families:
+        if kept := [one for one in family.samples if not one.name.endswith("_created")]:
+            found[family.name, family.type] = [(one.name, sorted(one.labels.items()), one.value) for one in kept]
+    return found

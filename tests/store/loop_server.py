@@ -1,37 +1,58 @@
-"""A server with a store and a decider without an engine, on a given port: what the test of `kill -9` kills."""
+"""Server processes with a store, a bundle and a watched certificate, on the stub engine: what faults are tried on.
+
+The stub engine answers every input alike, and its certificate trusts that.
+"""
 
 import asyncio
-import sys
+import multiprocessing
+import os
+from pathlib import Path
+from typing import Any
 
 import uvicorn
 
-from demur.decision.question import Option, Question
-from demur.decision.task import AuditSpec, DecisionSpec, Task
-from demur.server.app import create_app
-from demur.server.lifecycle import Lifecycle
-from demur.server.loop.loop import Loop
-from demur.server.registry import Registry
+from demur.decision.task import AuditSpec
 from demur.server.serve import bind
-from demur.server.services import ServedModel
-from demur.server.settings import Settings
-from tests.server.stub import StubDecider
-
-COLOURS = Question("Which colour?", (Option("red"), Option("green"), Option("blue")))
-TASK = Task("colours", DecisionSpec(COLOURS), audit=AuditSpec(0.5, 0.5, 0.5), show_audit=True, content_hash="c")
+from tests.loop.servers import AUDITED, start
+from tests.process.server import free_port
 
 
-async def main(database: str, port: int) -> None:
-    settings = Settings(store_url=database)
-    loop = Loop.open(settings)
-    assert loop is not None
-    loop.start()
-    lifecycle = Lifecycle()
-    lifecycle.ready()
-    model = ServedModel("stub-model", "A stub.", "2026-01-31")
-    app = create_app(StubDecider(), Registry({TASK.name: TASK}), settings, lifecycle, model, loop=loop)
-    config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off")
+class LoopServer:
+    """One such process: started, killed and started again on one port. `place` holds its bundle."""
+
+    _context = multiprocessing.get_context("forkserver")
+    _context.set_forkserver_preload(["tests.store.warm"])
+
+    def __init__(self, database: str, place: Path, *, audits: float = 0.5, **settings: Any) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._arguments = (database, place, self.port, audits, settings)
+
+    def start(self) -> "LoopServer":
+        self.process = self._context.Process(target=_serve, args=self._arguments, daemon=True)
+        self.process.start()
+        return self
+
+    @property
+    def pid(self) -> int:
+        assert self.process.pid is not None
+        return self.process.pid
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.join(20)
+
+
+def _serve(database: str, place: Path, port: int, audits: float, settings: dict[str, Any]) -> None:
+    asyncio.run(_main(database, place, port, audits, settings))
+
+
+async def _main(database: str, place: Path, port: int, audits: float, settings: dict[str, Any]) -> None:
+    from dataclasses import replace
+
+    task = replace(AUDITED, audit=AuditSpec(audits, audits, audits), show_audit=True)
+    process = await start(place, task=task, store_url=database, **settings)
+    process.watch.start()
+    config = uvicorn.Config(process.app, log_config=None, access_log=False, lifespan="off")
     await uvicorn.Server(config).serve(sockets=[bind("127.0.0.1", port)])
-
-
-if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], int(sys.argv[2])))
+    os._exit(0)
