@@ -7,7 +7,7 @@ import pytest
 
 from demur.server.demo_model import export_demo_model
 from demur.server.settings import Settings
-from tests.postgres import cluster, psql
+from tests.postgres import Cluster, cluster, psql
 
 if TYPE_CHECKING:
     from tests.live import Live, LiveServer
@@ -42,10 +42,16 @@ def demo_server(live: "Live") -> Iterator["LiveServer"]:
 
 
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[str]:
+def postgres_server() -> Iterator[Cluster]:
+    """A real PostgreSQL; whoever stops it starts it again."""
+    with cluster() as one:
+        yield one
+
+
+@pytest.fixture(scope="session")
+def postgres(postgres_server: Cluster) -> str:
     """Directory of the socket of a real PostgreSQL."""
-    with cluster() as place:
-        yield place
+    return str(postgres_server.place)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -3,6 +3,7 @@
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -18,32 +19,47 @@ def _binary(name: str) -> str:
     return str(found[-1]) if found else shutil.which(name) or name
 
 
+class Cluster:
+    """A PostgreSQL that can be stopped and started again; `place` is the directory of its socket."""
+
+    def __init__(self) -> None:
+        self.place = Path(tempfile.mkdtemp(prefix="demur-pg-"))
+        self._user: dict[str, str] = {}
+        if os.geteuid() == 0:
+            self._user = {"user": pwd.getpwnam("nobody").pw_name}
+            shutil.chown(self.place, self._user["user"])
+        self.place.chmod(0o755)
+        self._data = str(self.place / "data")
+        subprocess.run(
+            [_binary("initdb"), "-D", self._data, "-U", "demur", "--auth=trust", "--no-sync", "--encoding=UTF8",
+             "--locale=C"],
+            check=True, stdout=subprocess.DEVNULL, cwd=self.place, **self._user,
+        )  # fmt: skip
+
+    def start(self) -> None:
+        options = ["-c", "listen_addresses=", "-c", "fsync=off", "-c", "max_connections=60", "-k", str(self.place)]
+        with (self.place / "log").open("ab") as log:
+            self._server = subprocess.Popen(
+                [_binary("postgres"), "-D", self._data, *options], cwd=self.place, stdout=log, stderr=log, **self._user
+            )
+        wait_for(lambda: psql(self.place, "SELECT 1", check=False), 60, "PostgreSQL")
+
+    def stop(self) -> None:
+        """As `pg_ctl stop -m fast` does: connections are broken off."""
+        self._server.send_signal(signal.SIGINT)
+        self._server.wait(30)
+
+
 @contextmanager
-def cluster() -> Iterator[str]:
-    """Gives the directory of its socket."""
-    place = Path(tempfile.mkdtemp(prefix="demur-pg-"))
-    user = None
-    if os.geteuid() == 0:
-        user = pwd.getpwnam("nobody").pw_name
-        shutil.chown(place, user)
-    place.chmod(0o755)
-    data, as_user = str(place / "data"), {"user": user} if user else {}
-    subprocess.run(
-        [_binary("initdb"), "-D", data, "-U", "demur", "--auth=trust", "--no-sync", "--encoding=UTF8", "--locale=C"],
-        check=True, stdout=subprocess.DEVNULL, cwd=place, **as_user,
-    )  # fmt: skip
-    options = ["-c", "listen_addresses=", "-c", "fsync=off", "-c", "max_connections=60", "-k", str(place)]
-    with (place / "log").open("wb") as log:
-        server = subprocess.Popen(
-            [_binary("postgres"), "-D", data, *options], cwd=place, stdout=log, stderr=log, **as_user
-        )
+def cluster() -> Iterator[Cluster]:
+    """A cluster that runs, and goes away."""
+    one = Cluster()
     try:
-        wait_for(lambda: psql(place, "SELECT 1", check=False), 60, "PostgreSQL")
-        yield str(place)
+        one.start()
+        yield one
     finally:
-        server.terminate()
-        server.wait(30)
-        shutil.rmtree(place, ignore_errors=True)
+        one.stop()
+        shutil.rmtree(one.place, ignore_errors=True)
 
 
 def psql(place: object, command: str, *, check: bool = True) -> bool:

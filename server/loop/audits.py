@@ -36,6 +36,7 @@ class Auditor:
         self.withdrawn: Callable[[str], bool] = lambda _task: False
         self._clock = clock
         self._down_since: float | None = None
+        self._refused = False
         #: Decisions taken since audits could no longer be kept.
         self.unaudited = 0
 
@@ -53,18 +54,33 @@ class Auditor:
         try:
             await self._store.write(lambda connection: decisions.put_drawn(connection, record, due=due, double=double))
         except StoreUnavailable:
+            self._missed()
             return False
         except Exception:
             _log.exception("an audit was refused by the store")
+            self._refused = True
+            self._missed()
             return False
+        self._refused = False
+        self.wrote()
         return True
+
+    def wrote(self) -> None:
+        """Decisions were stored, so audits can be kept again, unless they alone are refused.
+
+        That the store is up is not enough: a full disk takes small writes now and then.
+        """
+        if not self._refused:
+            self._down_since, self.unaudited = None, 0
 
     def count(self) -> bool:
         """Counts a decision; whether there have been so many, or for so long, without audits that none is trusted."""
-        if self._store.up:
-            self._down_since, self.unaudited = None, 0
+        if not self._store.up:
+            self._missed()
+        if self._down_since is None:
             return False
-        now = self._clock()
-        self._down_since = now if self._down_since is None else self._down_since
         self.unaudited += 1
-        return self.unaudited > self._max_unaudited or now - self._down_since > MAX_UNAUDITED_S
+        return self.unaudited > self._max_unaudited or self._clock() - self._down_since > MAX_UNAUDITED_S
+
+    def _missed(self) -> None:
+        self._down_since = self._clock() if self._down_since is None else self._down_since

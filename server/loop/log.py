@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import monotonic
 
 from demur.server.store import decisions
@@ -26,8 +26,10 @@ class DecisionLog:
     Owned by one event loop. `lost` counts by reason: `full` buffer, `refused` by the store, `closed` at the end.
     """
 
-    def __init__(self, store: Store, *, capacity: int) -> None:
+    def __init__(self, store: Store, *, capacity: int, written: Callable[[], None] = lambda: None) -> None:
+        """`written` is told of every batch that is durable."""
         self._store = store
+        self._written = written
         self._capacity = capacity
         self._waiting: deque[tuple[float, DecisionRecord]] = deque()
         self._wake = asyncio.Event()
@@ -86,6 +88,8 @@ class DecisionLog:
         except Exception:
             _log.exception("decisions were refused by the store")
             self._lose("refused", len(batch))
+        else:
+            self._written()
         for _ in batch:
             self._waiting.popleft()
 

@@ -37,8 +37,8 @@ class Loop:
     def __init__(self, store: Store, settings: Settings) -> None:
         self.store = store
         self.settings = settings
-        self.log = DecisionLog(store, capacity=settings.log_buffer)
         self.auditor = Auditor(store, due_days=settings.audit_days, max_unaudited=settings.max_unaudited)
+        self.log = DecisionLog(store, capacity=settings.log_buffer, written=self.auditor.wrote)
         #: Told of a stored label: its task and source.
         self.count_feedback: Callable[[str, str | None], None] = lambda _task, _source: None
         #: Awaited before labels are acknowledged, so that what follows from them holds from the next decision on.

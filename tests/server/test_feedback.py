@@ -215,5 +215,5 @@ async def test_after_too_many_unaudited_decisions_nothing_is_trusted(rig, tmp_pa
             verdicts = [(await decide(client, "plain", str(i)))[0]["verdict"] for i in range(4)]
             trusted = max(0, limit - start)
             assert verdicts == ["trust"] * trusted + ["review"] * (4 - trusted)
-        await asyncio.to_thread(wait_for, lambda: loop.store.up, 20, "recovery")
+        await asyncio.to_thread(wait_for, lambda: loop.store.up and not loop.log.buffered, 20, "recovery")
         assert (await decide(client, "plain", "9"))[0]["verdict"] == "trust"
