@@ -86,15 +86,28 @@ def stats(one: "Store") -> None:
 
 @store.command()
 @click.option("--task", help="Of this task alone.")
+@click.option("--training", is_flag=True, help="What a model may learn from, as `demur train` reads it; needs --task.")
 @_place
-def export(one: "Store", task: str | None) -> None:
+def export(one: "Store", task: str | None, training: bool) -> None:
     """Write all audits as JSON Lines, in the order drawn, with the labels in force.
 
     Only drawn decisions are evidence, so only they are exported. Lines with an input are data for `demur calibrate`.
+
+    With --training it is the other way round: labelled decisions with a stored input that were not drawn, and none with
+    the input of one that was. Audits certify, so nothing may learn from them.
     """
     from demur.server.store import upkeep
 
+    if training and task is None:
+        raise click.UsageError("--training needs a --task")
+
     def write(connection: Any) -> None:
+        if training:
+            for decision, label in upkeep.training_rows(connection, one.options, str(task)):
+                row = {"id": decision.id, "input": decision.input, "label": label}
+                row |= {} if decision.slice is None else {"slice": decision.slice}
+                sys.stdout.write(json.dumps(row, ensure_ascii=False) + "\n")
+            return
         for audit in upkeep.exported(connection, one.options, task):
             sys.stdout.write(json.dumps(_line(audit), ensure_ascii=False) + "\n")
 

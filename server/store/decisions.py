@@ -106,6 +106,22 @@ def drawn(
     return _audits(connection, options, connection.execute(query).mappings().all())
 
 
+def learnable(
+    connection: Connection, options: OptionSets, *, task: str, after: int = 0, limit: int
+) -> tuple[list[tuple[DecisionRecord, str]], int]:
+    """Labelled decisions with a stored input that are no audits, after a row; and the last row that was looked at.
+
+    No input of an audit is among them, whoever else asked it: audits certify, and may not be learned from.
+    """
+    audited = select(_D.c.input_hash).where(_D.c.task == task, _D.c.drawn)
+    wanted = (_D.c.task == task, _D.c.seq > after, ~_D.c.drawn, _D.c.label.is_not(None), _D.c.input.is_not(None))
+    query = _whole().where(*wanted, _D.c.input_hash.not_in(audited)).order_by(_D.c.seq).limit(limit)
+    rows = connection.execute(query).mappings().all()
+    names = options.names(connection, [row["options"] for row in rows])
+    found = [(decision_of(row, names[row["options"]]), str(row["audit_label"])) for row in rows]
+    return found, rows[-1]["seq"] if rows else after
+
+
 class Labelled(NamedTuple):
     """What calibration needs of an audit with a label. `probabilities` float64 [K] of `options`, [0] once erased."""
 

@@ -8,8 +8,8 @@ from typing import Any
 from sqlalchemy import Connection, delete, func, select, update
 
 from demur.server.store import schema
-from demur.server.store.decisions import drawn
-from demur.server.store.records import AuditRecord
+from demur.server.store.decisions import drawn, learnable
+from demur.server.store.records import AuditRecord, DecisionRecord
 from demur.server.store.rows import OptionSets, micros, moment
 
 #: Decisions that one transaction lets go: others wait meanwhile.
@@ -96,6 +96,18 @@ def exported(
     while audits := drawn(connection, options, after=last, limit=batch, task=task):
         yield from audits
         last = audits[-1].seq
+
+
+def training_rows(
+    connection: Connection, options: OptionSets, task: str, *, batch: int = 1_000
+) -> Iterator[tuple[DecisionRecord, str]]:
+    """All that a model may learn from, oldest first, with the labels in force; see `decisions.learnable`."""
+    last = 0
+    while True:
+        found, last = learnable(connection, options, task=task, after=last, limit=batch)
+        if not found:
+            return
+        yield from found
 
 
 def erase(connection: Connection, *, ids: list[str] | None = None, subject: str | None = None) -> int:
