@@ -5,6 +5,7 @@ import contextlib
 import logging
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from itertools import islice
 from time import monotonic
 
 from demur.server.store import decisions
@@ -34,6 +35,8 @@ class DecisionLog:
         self._waiting: deque[tuple[float, DecisionRecord]] = deque()
         self._wake = asyncio.Event()
         self._closing = False
+        #: So many are written one by one, since one of them was refused.
+        self._singly = 0
         self._work: asyncio.Task[None] | None = None
         self.lost: Counter[str] = Counter()
 
@@ -76,7 +79,8 @@ class DecisionLog:
             if not self._closing:
                 await asyncio.sleep(_GATHER_S)
             while self._waiting:
-                await self._write([record for _, record in list(self._waiting)[:_BATCH]])
+                size = 1 if self._singly else min(len(self._waiting), _BATCH)
+                await self._write([record for _, record in islice(self._waiting, size)])
 
     async def _write(self, batch: Sequence[DecisionRecord]) -> None:
         """Writes the oldest; they stay in the buffer until they are durable."""
@@ -86,10 +90,14 @@ class DecisionLog:
             await asyncio.sleep(_RETRY_S)
             return
         except Exception:
-            _log.exception("decisions were refused by the store")
-            self._lose("refused", len(batch))
+            if len(batch) > 1:
+                self._singly = len(batch)
+                return
+            _log.exception("a decision was refused by the store")
+            self._lose("refused", 1)
         else:
             self._written()
+        self._singly = max(0, self._singly - 1)
         for _ in batch:
             self._waiting.popleft()
 

@@ -61,11 +61,11 @@ def decision_row(record: DecisionRecord) -> dict[str, Any]:
         "score": record.score,
         "bundle": record.bundle,
         "guarantee": record.guarantee,
-        "slice": record.slice,
+        "slice": _text(record.slice),
         "model": record.model,
         "mode": str(record.mode),
         "readout": str(record.readout),
-        "input": record.input,
+        "input": _text(record.input),
         "input_hash": record.input_hash,
         "key": record.key,
         "subject": record.subject,
@@ -160,6 +160,11 @@ class OptionSets:
 def floats(data: bytes) -> NDArray[np.float64]:
     """The array in a column."""
     return np.frombuffer(data, dtype=_FLOATS)
+
+
+def _text(value: str | None) -> str | None:
+    """What callers sent, without the one character that PostgreSQL's text cannot hold."""
+    return value if value is None else value.replace("\0", "\ufffd")
 
 
 def _bytes(values: NDArray[np.float64]) -> bytes:

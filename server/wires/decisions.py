@@ -23,6 +23,8 @@ def routes(services: Services) -> list[Route]:
         loop = services.require_loop()
         caller: Caller = request.state.caller
         wanted = request.path_params["id"]
+        if "\0" in wanted:  # which PostgreSQL would not be asked
+            raise NotFound("there is no such decision here")
         found = await loop.read(lambda connection: decisions.find(connection, loop.store.options, wanted))
         # A decision that another key asked for is none of this one's business.
         if found is None or not (caller.may_label or found.decision.key == caller.key_id):

@@ -1,6 +1,6 @@
 """The bodies of `/feedback`, `/review` and `/decisions`."""
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, Field
@@ -9,9 +9,10 @@ from demur.server.types import Verdict
 from demur.server.wires.decide_models import Out
 from demur.server.wires.faults import Strict
 
-Id = Annotated[str, Field(min_length=1, max_length=64)]
+Id = Annotated[str, Field(max_length=64, pattern=r"^[^\x00]+$")]
 Source = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,31}$")]
-Aware = Annotated[AwareDatetime, Field(strict=False)]
+#: What is earlier is a mistake, and no time at all once it is converted to UTC.
+Aware = Annotated[AwareDatetime, Field(strict=False, ge=datetime(1970, 1, 1, tzinfo=UTC))]
 
 
 class LabelIn(Strict):

@@ -34,7 +34,7 @@ def routes(services: Services) -> list[Route]:
         caller: Caller = request.state.caller
         asked = request.query_params
         task, kind, after, limit = (
-            asked.get("task"),
+            _task(asked.get("task")),
             _kind(asked.get("kind")),
             _place(asked.get("after")),
             _limit(asked.get("limit")),
@@ -108,6 +108,12 @@ def _parse(raw: Any, model: type[B]) -> B:
     except ValidationError as error:
         require_none(faults_of(error, model))
         raise
+
+
+def _task(text: str | None) -> str | None:
+    if text is not None and "\0" in text:
+        raise BadRequest("task must be the name of one")
+    return text
 
 
 def _kind(text: str | None) -> Kind | None:

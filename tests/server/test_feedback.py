@@ -4,14 +4,20 @@ import asyncio
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 
+import httpx
 import pytest
 import sqlalchemy as sa
 
+from demur.clients import AsyncClient
+from demur.clients import Conflict as ClientConflict
 from demur.decision.task import AuditSpec, DecisionSpec, Task
+from demur.server.store import decisions
 from demur.server.store.database import store_url
+from demur.server.store.store import Store
 from tests.process.server import wait_for
+from tests.store.making import record
 
-from .conftest import TEAMS
+from .conftest import INLINE, TEAMS
 
 ALWAYS, NEVER = AuditSpec(1, 1, 1), AuditSpec(0, 0, 0)
 TASKS = {
@@ -97,6 +103,82 @@ async def test_limits_and_bad_bodies(rig, database):
             assert (await client.post("/feedback", json=body)).status_code == 422
         for query in ("kind=x", "after=audit", "limit=0"):
             assert (await client.get(f"/review?{query}")).status_code == 400
+
+
+async def test_absurd_values_break_nothing(rig, database):
+    async with served(rig, database) as (client, built):
+        (one,) = await decide(client, "audited", "a\0b")
+        assert one["audit"] is True
+        await decide(client, "plain", "c\0d", "e")
+        assert (await stored(client, one["id"]))["input"] == "a\ufffdb"
+        for at in ("0001-01-01T00:00:00+23:59", "1969-12-31T00:00:00Z", "9999-12-31T23:59:59-23:59"):
+            reply = await client.post("/feedback", json={"id": one["id"], "label": "sales", "at": at})
+            assert reply.status_code == 422
+        for path, body in (("/feedback", {"id": "dec_\0", "label": "sales"}), ("/review/claim", {"ids": ["\0"]})):
+            assert (await client.post(path, json=body)).status_code == 422
+        assert (await client.get("/review?task=%00")).status_code == 400
+        assert (await client.get("/decisions/dec_%00")).status_code == 404
+        await asyncio.to_thread(wait_for, lambda: not built.app.services.loop.log.buffered, 20, "an empty buffer")
+        assert built.app.services.loop.log.lost.total() == 0
+
+
+async def test_inline_questions_are_kept_where_that_is_set_and_never_audited(rig, database):
+    async with served(rig, database, log_adhoc=True) as (client, _):
+        answer = (await client.post("/decide", json=INLINE)).json()
+        found = await stored(client, answer["id"])
+        assert (found["task"], found["decision"], "audit" in found) == ("adhoc", answer["decision"], False)
+        label = await client.post("/feedback", json={"id": answer["id"], "label": "yes"})
+        assert (label.json()["status"], label.json()["evidence"]) == ("stored", False)
+        assert {item["kind"] for item in (await client.get("/review")).json()["items"]} <= {"review", "defer"}
+
+
+async def test_what_is_older_than_the_retention_goes(rig, database):
+    old = [record("dec_old", at=datetime.now(UTC) - timedelta(days=2)), record("dec_new", at=datetime.now(UTC))]
+    first = Store.open(store_url(database, None))
+    first.write_now(lambda connection: decisions.put(connection, old))
+    first.close()
+    async with served(rig, database, retention_days=1) as (client, _):
+        async with asyncio.timeout(20):
+            while (await client.get("/decisions/dec_old")).status_code == 200:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        assert (await client.get("/decisions/dec_new")).status_code == 200
+
+
+async def test_a_decision_that_is_refused_takes_no_other_along(rig, database):
+    async with served(rig, database) as (client, built):
+        log = built.app.services.loop.log
+        for i in range(20):
+            log.put(record(f"dec_{i}", **({"model": None} if i == 7 else {})))
+        await asyncio.to_thread(wait_for, lambda: not log.buffered, 20, "an empty buffer")
+        assert dict(log.lost) == {"refused": 1}
+        found = [(await client.get(f"/decisions/dec_{i}")).status_code for i in range(20)]
+        assert [i for i, status in enumerate(found) if status != 200] == [7]
+
+
+async def test_the_client_does_all_of_it(rig, database):
+    async with served(rig, database, **KEYS) as (_, built):
+        people = [
+            AsyncClient("http://demur.test", api_key=key, transport=httpx.ASGITransport(built.app))
+            for key in ("aaa", "bbb")
+        ]
+        ann, bob = people
+        audits = [await ann.decide(str(i), task="audited") for i in range(3)]
+        assert [item.id async for item in ann.review("audited", "audit", page_size=2)] == [one.id for one in audits]
+        (claim,) = await ann.claim([audits[0].id])
+        assert claim.claimed
+        assert [item.id async for item in bob.review()] == [one.id for one in audits[1:]]
+        (release,) = await ann.release([audits[0].id])
+        assert release.released
+        first = await ann.feedback(audits[0].id, "sales", idempotency_key="k")
+        assert first == await ann.feedback(audits[0].id, "sales", idempotency_key="k")
+        with pytest.raises(ClientConflict):
+            await ann.feedback(audits[0].id, "billing", idempotency_key="k")
+        results = await bob.feedback_many([(audits[0].id, "billing"), (audits[1].id, "sales"), ("dec_0", "sales")])
+        assert [one.status for one in results] == ["corrected", "stored", "rejected"]
+        found = await ann.decision(audits[0].id)
+        assert [(one.label, one.key) for one in found.labels] == [("sales", "ann"), ("billing", "bob")]
+        for each in people:
+            await each.aclose()
 
 
 async def test_a_repeated_request_gets_its_first_answer(rig, database):
