@@ -28,8 +28,9 @@ from demur.server.loop.evidence import Evidence, evidence
 from demur.server.loop.shelf import Shelf, watched
 from demur.server.store.attempts import begin_attempt, finish_attempt
 from demur.server.store.decisions import drawn
+from demur.server.store.errors import Superseded
 from demur.server.store.guarantees import guarantees
-from demur.server.store.records import Attempt, AttemptKind, GuaranteeRecord
+from demur.server.store.records import Attempt, AttemptKind, BundleVersion, GuaranteeRecord
 from demur.server.store.store import Store
 
 Result = Literal["adopted", "nothing_certified", "no_improvement", "too_few_audits"]
@@ -113,7 +114,7 @@ class Renewal:
         stands = bool(records) and all(record.state in ("valid", "starved") for record in records)
         same = candidate.same_trusted_set(calibrated)
         if stands and same:
-            version = await self._shelf.adopt(task.name, remade.calibrated, by)
+            version = await self._adopt(task.name, remade.calibrated, served, by)
             return Renewed(
                 "recalibrate",
                 "adopted",
@@ -172,7 +173,11 @@ class Renewal:
             )
             said = {"attempt": attempt.number, "audits": len(rows.audits), "rate": rows.rate, "kind": asked.kind}
             bundle = await asyncio.to_thread(remade.certified, document, said)
-            version = await self._shelf.adopt(task.name, bundle, asked.by)
+            try:
+                version = await self._adopt(task.name, bundle, served, asked.by)
+            except Conflict:
+                await self._store.write(partial(_finish, attempt, "superseded"))
+                raise
         await self._store.write(partial(_finish, attempt, outcome))
         return replace(
             seen,
@@ -184,6 +189,13 @@ class Renewal:
             bundle=None if version is None else version.bundle,
             version=None if version is None else version.version,
         )
+
+    async def _adopt(self, task: str, renewed: Calibrated, served: ServedBundle, by: str | None) -> BundleVersion:
+        """Only in place of what was renewed: a rollback that came meanwhile stands."""
+        try:
+            return await self._shelf.adopt(task, renewed, by, instead_of=served.calibrated.bundle.id)
+        except Superseded:
+            raise Conflict("another version became active meanwhile, and stays; look at it and try again") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,5 +232,5 @@ def _question(task: str, bundle: str, start: int) -> str:
     return sha256(json.dumps([task, bundle, start]).encode()).hexdigest()[:32]
 
 
-def _finish(attempt: Attempt, outcome: Result, connection: Connection) -> None:
+def _finish(attempt: Attempt, outcome: Result | Literal["superseded"], connection: Connection) -> None:
     finish_attempt(connection, attempt, outcome)

@@ -5,7 +5,7 @@ active, so that a restart undoes neither a renewal nor a rollback.
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -31,11 +31,12 @@ Swap = Callable[[str, Calibrated], None]
 
 
 class Shelf:
-    """Owned by one event loop. `swap` is called for what another process made active."""
+    """Owned by one event loop. `swap` is called for what became active, `swapped` is awaited after a change here."""
 
-    def __init__(self, store: Store, swap: Swap) -> None:
+    def __init__(self, store: Store, swap: Swap, swapped: Callable[[], Awaitable[None]]) -> None:
         self._store = store
         self._swap = swap
+        self._swapped = swapped
         self._unusable: set[str] = set()
         self._changes = 0
 
@@ -48,7 +49,7 @@ class Shelf:
             known = await self._store.read(known_bundles)
             for name, calibrated in found.items():
                 if (name, calibrated.bundle.id) not in known:
-                    await self._store.write(partial(_adopt, name, calibrated, None, True))
+                    await self._store.write(partial(_adopt, name, calibrated, None, True, None))
             active = await self._store.read(active_bundles)
             settled = dict(found)
             for name, bundle in active.items():
@@ -60,12 +61,18 @@ class Shelf:
             return found
         return settled
 
-    async def adopt(self, task: str, calibrated: Calibrated, by: str | None) -> BundleVersion:
-        """Makes a bundle the active version, in this process at once. Raises StoreUnavailable, and nothing changes."""
+    async def adopt(
+        self, task: str, calibrated: Calibrated, by: str | None, *, instead_of: str | None = None
+    ) -> BundleVersion:
+        """Makes a bundle the active version, in this process at once.
+
+        Raises StoreUnavailable, and Superseded where another bundle than `instead_of` is active; nothing changes then.
+        """
         self._changes += 1
-        version = await self._store.write(partial(_adopt, task, calibrated, by, False))
+        version = await self._store.write(partial(_adopt, task, calibrated, by, False, instead_of))
         self._changes += 1
         self._swap(task, calibrated)
+        await self._swapped()
         return version
 
     async def rollback(self, task: str, version: int) -> BundleVersion | None:
@@ -81,6 +88,7 @@ class Shelf:
         found = await self._store.write(lambda connection: activate(connection, task, version))
         self._changes += 1
         self._swap(task, calibrated)
+        await self._swapped()
         return found
 
     async def versions(self, task: str) -> list[BundleVersion]:
@@ -143,8 +151,11 @@ def watched(task: str, calibrated: Calibrated) -> Served:
     return Served(task, bundle.id, tuple(records))
 
 
-def _adopt(task: str, calibrated: Calibrated, by: str | None, only_new: bool, connection: Connection) -> BundleVersion:
+def _adopt(
+    task: str, calibrated: Calibrated, by: str | None, only_new: bool, instead_of: str | None, connection: Connection
+) -> BundleVersion:
     bundle: Bundle = calibrated.bundle
     keys = [record.key for record in watched(task, calibrated).guarantees]
     now = datetime.now(UTC)
-    return adopt(connection, task, bundle.id, pack_bundle(bundle), keys, at=now, by=by, only_new=only_new)
+    packed = pack_bundle(bundle)
+    return adopt(connection, task, bundle.id, packed, keys, at=now, by=by, only_new=only_new, instead_of=instead_of)

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
+from demur.calibration import CalibrationError
 from demur.decision.task import PolicySpec, Task
 from demur.server.bundles import ServedBundle
 from demur.server.calibrated import Calibrated
@@ -77,7 +78,7 @@ class Watch:
         #: The policy in force for a task.
         self.policy_of: Callable[[Task], PolicySpec] = lambda task: task.policy
         self.live = LiveLoop(store, max_missing=max_missing, on_change=self._changed, on_view=self._viewed)
-        self.shelf = Shelf(store, swap)
+        self.shelf = Shelf(store, swap, self.labelled)
         self.renewal = Renewal(store, self.shelf, count=gauges.count_renewal)
         self._traffic: dict[str, _Traffic] = {}
         self._work: list[asyncio.Task[None]] = []
@@ -205,23 +206,28 @@ class Watch:
         while True:
             try:
                 await self.renew_due(datetime.now(UTC))
-            except (StoreUnavailable, DemurError) as error:
-                _log.warning("a certificate could not be renewed: %s", error)
+            except StoreUnavailable:
+                _log.warning("certificates could not be renewed: the store does not answer")
             except Exception:
                 _log.exception("certificates could not be renewed")
             await asyncio.sleep(_RENEWAL_EVERY_S)
 
     async def renew_due(self, now: datetime) -> None:
-        """Certifies anew what was issued or attempted `renewal_days` ago. Raises StoreUnavailable, DemurError."""
+        """Certifies anew what was issued or attempted `renewal_days` ago. Raises StoreUnavailable."""
         for name, served in tuple(self._registry.bundles.items()):
             task, guarantee = self._registry.current.get(name), served.calibrated.guarantee
             if task is None or guarantee is None or served.mismatches:
                 continue
             last = await self._store.read(partial(last_attempt, task=name))
             since = guarantee.issued_at if last is None else max(guarantee.issued_at, last.at)
-            if now - since >= timedelta(days=self._renewal_days):
+            if now - since < timedelta(days=self._renewal_days):
+                continue
+            try:
                 renewed = await self.renewal.recertify(task, served, self.policy_of(task), by="schedule")
-                _log.info("a renewal was due", extra={"fields": {"task": name, "outcome": renewed.outcome}})
+            except (DemurError, CalibrationError) as error:  # the other tasks are renewed all the same
+                _log.warning("a certificate could not be renewed: %s", error, extra={"fields": {"task": name}})
+                continue
+            _log.info("a renewal was due", extra={"fields": {"task": name, "outcome": renewed.outcome}})
 
     async def _watch_traffic(self, name: str, calibrated: Calibrated) -> None:
         """A window of a new bundle, filled with what the store has of it."""

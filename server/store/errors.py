@@ -5,5 +5,9 @@ class StoreError(RuntimeError):
     """The store cannot be used as it is; the message says what to do."""
 
 
+class Superseded(StoreError):
+    """Another version became active than the one that was to be replaced."""
+
+
 class StoreUnavailable(Exception):
     """The database did not take or give something in time; it may later."""

@@ -7,6 +7,7 @@ from datetime import datetime
 from sqlalchemy import Connection, select, update
 
 from demur.server.store import schema
+from demur.server.store.errors import Superseded
 from demur.server.store.guarantees import lock_sequence
 from demur.server.store.records import BundleVersion
 from demur.server.store.rows import insert, micros, moment
@@ -24,14 +25,17 @@ def adopt(
     at: datetime,
     by: str | None,
     only_new: bool = False,
+    instead_of: str | None = None,
 ) -> BundleVersion:
     """Makes a bundle the task's newest version, and active.
 
     `only_new`: a bundle that is a version already changes nothing, so that a restart undoes no rollback. Gives the
-    active version.
+    active version. `instead_of`: the bundle that must be active still; raises Superseded if another one is.
     """
     lock_sequence(connection)
     known = versions(connection, task)
+    if instead_of is not None and any(one.active and one.bundle != instead_of for one in known):
+        raise Superseded
     if only_new and any(one.bundle == bundle for one in known):
         return next(one for one in known if one.active)
     connection.execute(

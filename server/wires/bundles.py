@@ -63,7 +63,6 @@ def routes(services: Services) -> list[Route]:
                 found = await watch.shelf.rollback(task.name, body.version)
                 if found is None:
                     raise NotFound(f"task {task.name} has no version {body.version}")
-                await watch.labelled()
                 listed = await _listed(watch, task.name)
                 return json_reply(next(one for one in listed["versions"] if one["version"] == found.version))
         except BundleError as error:

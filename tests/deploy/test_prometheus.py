@@ -89,6 +89,7 @@ def configured(folder: Path, target: str) -> Path:
 async def watched(tmp_path) -> AsyncIterator[tuple[Prometheus, httpx.AsyncClient]]:
     """A real Prometheus that scrapes a server with a store, which wants a key; and a client of that server."""
     process = await start(tmp_path, feedback_keys=KEY)
+    process.watch.start()
     async with serving(process.app) as url:
         config = configured(tmp_path, url.removeprefix("http://"))
         assert promtool("check", "config", config).returncode == 0

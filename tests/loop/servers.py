@@ -11,6 +11,7 @@ from demur.decision.task import AuditSpec, Task
 from demur.server.app import Application, create_app
 from demur.server.calibrated import Calibrated
 from demur.server.decide import DecidePipeline
+from demur.server.desk import CalibrationDesk
 from demur.server.lifecycle import Lifecycle
 from demur.server.loop.loop import Loop
 from demur.server.loop.watch import Watch
@@ -18,7 +19,7 @@ from demur.server.metrics import Metrics
 from demur.server.registry import Registry
 from demur.server.services import ServedModel
 from demur.server.settings import Settings
-from tests.server.bundled import TASK, StubEngine, make_bundle, pipeline_on
+from tests.server.bundled import TASK, TASK_YAML, StubEngine, make_bundle, pipeline_on
 
 #: Everything is drawn.
 AUDITED = replace(TASK, audit=AuditSpec(1.0, 1.0, 1.0))
@@ -80,8 +81,14 @@ async def start(place: Path, *, task: Task = AUDITED, **settings: Any) -> Proces
     await pipeline.adopt(prepared)
     registry.current, registry.bundles = tasks, prepared.bundles
     await watch.begin(prepared.bundles)
+    (place / "tasks").mkdir(exist_ok=True)
+    (place / "tasks" / "route.yaml").write_bytes(TASK_YAML)
+    desk = CalibrationDesk(lambda: pipeline, registry, tasks=place / "tasks", bundles=place / "bundles")
+    desk.shelf = watch.shelf
     lifecycle = Lifecycle()
     lifecycle.ready()
     model = ServedModel("stub-model", "A stub.", "2026-01-31")
-    app = create_app(pipeline, registry, configured, lifecycle, model, metrics=metrics, loop=loop, watch=watch)
+    app = create_app(
+        pipeline, registry, configured, lifecycle, model, metrics=metrics, desk=desk, loop=loop, watch=watch
+    )
     return Process(app, engine, pipeline, registry, loop, watch)

@@ -66,7 +66,6 @@ async def test_one_slice_is_withdrawn_and_renewed_and_the_other_goes_on(run):
     assert (renewed["outcome"], renewed["attempt"], renewed["threshold"]) == ("adopted", 1, None)
     assert renewed["delta"] == pytest.approx(0.05 / 2)
     assert renewed["slices"]["web"] is None
-    await process.watch.labelled()
     trusted = dict.fromkeys(SLICES, "above_trust_threshold")
     assert await reasons(process) == await reasons(await run()) == trusted
     answer = await process.decide(slice="phone")
