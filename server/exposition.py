@@ -5,12 +5,13 @@ Most of the work is in what a line begins with, its name and labels, which is th
 
 import math
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.utils import floatToGoString
 
+_number: Callable[[float], str] = floatToGoString
 _ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
 
 
@@ -48,13 +49,31 @@ class Histogram:
                 below += count
                 yield f"{head}{below}\n"
             yield f"{series.heads[-2]}{below}\n"
-            yield f"{series.heads[-1]}{floatToGoString(series.total)}\n"
+            yield f"{series.heads[-1]}{_number(series.total)}\n"
 
     def _new(self, labels: tuple[str, ...]) -> _Series:
         named = dict(zip(self._labels, labels, strict=True))
-        heads = [_head(f"{self._name}_bucket", {**named, "le": floatToGoString(bound)}) for bound in self._bounds]
+        heads = [_head(f"{self._name}_bucket", {**named, "le": _number(bound)}) for bound in self._bounds]
         heads += [_head(f"{self._name}_{part}", named) for part in ("count", "sum")]
         return _Series([0] * len(self._bounds), heads)
+
+
+class Gauges:
+    """A gauge by labels, owned by one thread, whose lines are made when values change and not when they are read."""
+
+    def __init__(self, name: str, text: str, labels: Sequence[str]) -> None:
+        self._name, self._text, self._labels = name, text, tuple(labels)
+        self._blocks: dict[str, str] = {}
+
+    def show(self, owner: str, values: Mapping[tuple[str, ...], float]) -> None:
+        """Shows these values, by labels, in place of those that the same owner had."""
+        heads = ((_head(self._name, dict(zip(self._labels, one, strict=True))), value) for one, value in values.items())
+        self._blocks[owner] = "".join(f"{head}{_number(value)}\n" for head, value in heads)
+
+    def lines(self) -> Iterator[str]:
+        """Its part of the page."""
+        yield from _title(self._name, self._text, "gauge")
+        yield from self._blocks.values()
 
 
 class Exposition:
@@ -75,7 +94,7 @@ class Exposition:
                     continue
                 key = (sample.name, *sample.labels.values())
                 head = used[key] = known.get(key) or _head(sample.name, sample.labels)
-                yield f"{head}{floatToGoString(sample.value)}\n"
+                yield f"{head}{_number(sample.value)}\n"
         self._heads = used
 
 

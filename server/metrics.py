@@ -1,8 +1,9 @@
 """Prometheus metrics of decisions, and the page that shows them beside the engine's own."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from time import perf_counter
+from typing import Protocol
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, generate_latest
 
@@ -18,12 +19,19 @@ _CHANCE = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99, 
 _MASS = (1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.05, 0.1, 0.2, 0.5, 0.8, 0.9, 0.95, 0.99, 1)
 
 
+class Part(Protocol):
+    """Some metrics as text."""
+
+    def lines(self) -> Iterator[str]:
+        """Lines of the page, each with its end."""
+        ...
+
+
 class Metrics:
     """The server's own metrics, in a registry of their own; `engine` are registries shown on the same page."""
 
     def __init__(self, engine: Sequence[CollectorRegistry] = (REGISTRY,)) -> None:
         self.registry = CollectorRegistry()
-        self._exposition = Exposition(self.registry)
         self._engine = engine
         self.decisions = Counter(
             "demur_decisions", "Decisions answered.", ("task", "verdict", "reason"), registry=self.registry
@@ -58,6 +66,12 @@ class Metrics:
             "demur_queue_size", "Decisions that may wait or run; more are refused.", registry=self.registry
         )
         self.shed = Counter("demur_shed", "Requests refused unread, or given up.", ("reason",), registry=self.registry)
+
+        #: What the page shows, besides the engine's own; more may be added.
+        self.parts: list[Part] = [
+            *(self.decision_seconds, self.engine_seconds, self.label_mass, self.p_correct),
+            Exposition(self.registry),
+        ]
 
     def watch_in_flight(self, count: Callable[[], int], limit: int) -> None:
         """Reads the gauge from `count` whenever the page is asked for; it can reach `limit`."""
@@ -100,8 +114,7 @@ class Metrics:
     def page(self) -> bytes:
         """All metrics in Prometheus' text format."""
         self._refresh()
-        parts = (self.decision_seconds, self.engine_seconds, self.label_mass, self.p_correct, self._exposition)
-        own = "".join(line for part in parts for line in part.lines())
+        own = "".join(line for part in self.parts for line in part.lines())
         return own.encode() + b"".join(generate_latest(registry) for registry in self._engine)
 
 

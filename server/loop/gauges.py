@@ -7,6 +7,7 @@ from typing import get_args
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from demur.calibration.monitor import State
+from demur.server.exposition import Gauges
 from demur.server.loop.live import LiveView
 from demur.server.loop.renewal import Renewed
 from demur.server.loop.state import GuaranteeStatus, TaskStatus
@@ -29,12 +30,8 @@ class LoopGauges:
             "calibration_error_noise_floor", "The ece that a perfectly calibrated model would show.", "task"
         )
         self.brier = gauge("brier_score", "Brier score in audits, summed over options.", "task")
-        self.reliability = gauge(
-            "reliability",
-            "By tenths of p_correct: its mean, accuracy and audits.",
-            "task",
-            "bin",
-            "value",
+        self.reliability = Gauges(
+            "demur_reliability", "By tenths of p_correct: its mean, accuracy and audits.", ("task", "bin", "value")
         )
         self.accuracy = gauge("live_accuracy", "Share of right decisions in audits.", "task")
         self.risk = gauge(
@@ -64,7 +61,6 @@ class LoopGauges:
         self.recertifications = Counter(
             "demur_recertifications", "Recertifications tried.", ("task", "outcome"), registry=registry
         )
-        self._bins: dict[str, set[str]] = {}
         self._shown: tuple[Mapping[str, GuaranteeStatus], Mapping[str, TaskStatus]] = ({}, {})
 
     def show(self, view: LiveView, served: Mapping[str, tuple[str, ...]]) -> None:
@@ -152,14 +148,8 @@ class LoopGauges:
                 gauge.labels(*labels).set(value)
 
     def _reliability(self, task: str, bins: tuple[ReliabilityBin, ...]) -> None:
-        lows = {f"{one.low:.1f}": one for one in bins}
-        for low in self._bins.get(task, set()) - lows.keys():
-            for value in _RELIABILITY:
-                _remove(self.reliability, task, low, value)
-        self._bins[task] = set(lows)
-        for low, one in lows.items():
-            for value in _RELIABILITY:
-                self.reliability.labels(task, low, value).set(getattr(one, value))
+        rows = {(task, f"{one.low:.1f}", value): float(getattr(one, value)) for one in bins for value in _RELIABILITY}
+        self.reliability.show(task, rows)
 
 
 def _remove(gauge: Gauge, *labels: str) -> None:

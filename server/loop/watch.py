@@ -116,6 +116,7 @@ class Watch:
             webhook=hook,
             renewal_days=settings.renewal_days,
         )
+        metrics.parts.append(watch.gauges.reliability)
         loop.labelled, loop.auditor.withdrawn = watch.labelled, watch.live.withdrawn
         metrics.standing, metrics.observer = watch.standing, watch.observe
         return watch

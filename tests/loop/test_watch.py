@@ -230,6 +230,14 @@ async def test_a_better_calibrator_is_adopted_and_keeps_the_process_of_its_certi
         answer = await process.decide()
         await label(process, [answer["id"]], "billing" if sure else str(rng.choice(["billing", "technical", "sales"])))
     before = process.watch.live.view.guarantees
+    shown = await process.metrics()
+    bins = {name.split('bin="')[1][:3] for name in shown if name.startswith("demur_reliability{")}
+    found = {
+        value: [shown[f'demur_reliability{{bin="{low}",task="route",value="{value}"}}'] for low in sorted(bins)]
+        for value in ("p_correct", "accuracy", "audits")
+    }
+    assert (len(bins), sum(found["audits"])) == (2, 260)
+    assert found["accuracy"][1] == 1.0 > found["p_correct"][1] > found["accuracy"][0]
     renewed = await process.ask("POST", "/tasks/route/recalibrate")
     assert renewed["outcome"] == "adopted"
     assert renewed["improvement"] > renewed["margin"] > 0
