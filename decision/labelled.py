@@ -10,6 +10,7 @@ of a file are reported together. Rows with the same content are kept once.
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -132,10 +133,9 @@ def data_faults(faults: Sequence[str]) -> DataFileError:
     return DataFileError("\n".join([*faults[:_MOST_FAULTS], *more]))
 
 
-def without(data: LabelledData, hashes: frozenset[str]) -> tuple[LabelledData, int]:
-    """The data without the rows of these hashes, and how many those were."""
-    rows = tuple(row for row in data.rows if row.hash not in hashes)
-    return replace(data, rows=rows), len(data.rows) - len(rows)
+def without(data: LabelledData, hashes: frozenset[str]) -> LabelledData:
+    """The data without the rows of these hashes."""
+    return replace(data, rows=tuple(row for row in data.rows if row.hash not in hashes))
 
 
 def require_fixed_question(data: LabelledData) -> None:
@@ -163,7 +163,13 @@ def _row(line: int, text: bytes, question: Question, labelled: bool, slice_by: s
     own = _own_question(value, question)
     asked = own or question
     # A question of its own may be all there is to decide on.
-    read = canonical_text("" if value.get("input") is None else value["input"])
+    try:
+        read = canonical_text("" if value.get("input") is None else value["input"])
+        content = row_hash(read, own)
+    except RecursionError:
+        raise _Fault("`input` is nested too deeply") from None
+    except UnicodeEncodeError:
+        raise _Fault("a text holds half of a surrogate pair, which is no character") from None
     group = value.get("group")
     if group is not None and not isinstance(group, str | int):
         raise _Fault(f"`group` must be a name or a number, not {_shown(group)}")
@@ -171,7 +177,7 @@ def _row(line: int, text: bytes, question: Question, labelled: bool, slice_by: s
         line=line,
         text=read,
         label=_label(value, asked) if labelled else None,
-        hash=row_hash(read, own),
+        hash=content,
         id=None if value.get("id") is None else str(value["id"]),
         group=None if group is None else str(group),
         own=own,
@@ -182,12 +188,26 @@ def _row(line: int, text: bytes, question: Question, labelled: bool, slice_by: s
 
 def _value(text: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(text, parse_constant=_refuse_constant)
+        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise error if isinstance(error, _Fault) else _Fault(f"not JSON: {error}") from None
     if not isinstance(value, dict):
         raise _Fault(f"a row is a JSON object, not {_shown(value)}")
     return value
+
+
+def _unique(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(members)
+    if len(value) < len(members):
+        names = [name for name, _ in members]
+        raise _Fault(f"{_shown(next(name for name in names if names.count(name) > 1))} is given twice")
+    return value
+
+
+def _finite(text: str) -> float:
+    if math.isinf(number := float(text)):
+        raise _Fault(f"{text[:40]} is too large a number")
+    return number
 
 
 def _refuse_constant(name: str) -> NoReturn:

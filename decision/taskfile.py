@@ -316,10 +316,10 @@ def _policy(top: Section, options: int, faults: Faults) -> PolicySpec:
 
 def _cost(section: Section, faults: Faults) -> tuple[tuple[float, ...], ...] | None:
     rows: list[tuple[float, ...]] = []
-    for row in section.items("cost"):
+    for i, row in enumerate(section.items("cost")):
         if not isinstance(row, yaml.SequenceNode):
             faults.add(row, "a row of `cost` must be a list of numbers, one an option")
             continue
-        numbers = [number(item, "a number of `cost`", 0, MAX_PRICE, faults) for item in row.value]
+        numbers = [number(item, f"`cost[{i}][{j}]`", 0, MAX_PRICE, faults) for j, item in enumerate(row.value)]
         rows.append(tuple(value for value in numbers if value is not None))
     return tuple(rows) if section.node("cost") is not None else None

@@ -27,21 +27,15 @@ def provenance(
     model: str,
     unlabelled: LabelledData | None = None,
     searched: LabelledData | None = None,
-    trained_on: int = 0,
-    too_long: int = 0,
+    left_out: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
-    """What a bundle was made from. `trained_on` counts rows that were dropped since the checkpoint had learned them."""
+    """What a bundle was made from. `left_out` counts labelled rows that were not taken, by why."""
     plan = calibration.plan
     return {
         "model": model,
         "made_with": {name: version(name) for name in ("demur", "numpy", "scipy")},
         "data": {"labelled": _data(data), "unlabelled": _data(unlabelled), "searched": _data(searched)},
-        "counts": {
-            **asdict(calibration.counts),
-            "duplicates": data.duplicates,
-            "trained_on": trained_on,
-            "too_long": too_long,
-        },
+        "counts": {**asdict(calibration.counts), **(left_out or {})},
         "configurations_tried": plan.family,
         "searched_elsewhere": plan.searched_elsewhere,
         "route": plan.route,
@@ -57,9 +51,14 @@ def provenance(
 
 
 def bundle_files(
-    calibration: Calibration, task: Task, task_yaml: bytes, origin: Mapping[str, Any], readout: ReadoutKind
+    calibration: Calibration,
+    task: Task,
+    task_yaml: bytes,
+    origin: Mapping[str, Any],
+    readout: ReadoutKind,
+    left_out: Mapping[str, int] | None = None,
 ) -> dict[str, bytes]:
-    """The files for `demur.decision.bundle.write_bundle`. `origin` is the provenance."""
+    """The files for `demur.decision.bundle.write_bundle`. `origin` is the provenance, `left_out` as there."""
     fitting, names = calibration.fitting, task.spec.question.names
     report = evaluation(
         fitting,
@@ -68,6 +67,7 @@ def bundle_files(
         calibration.p_correct,
         method=calibration.selection.calibrator.kind,
         held_out=CROSS_FITTED,
+        left_out=left_out or {},
         show_inputs=task.log_inputs,
     )
     page = report_html(

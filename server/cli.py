@@ -125,7 +125,7 @@ def run_server(settings: Settings, *, demo: bool) -> int:
     if settings.model is None:
         fail("no model: give --model DIR, or --demo", status=2)
     # Imported here: everything above answers at once.
-    from demur.decision.errors import DecisionError
+    from demur.decision.errors import DecisionError, TaskFileError
     from demur.server.ending import LAST_S, end_after, end_now
     from demur.server.logs import logging_config
     from demur.server.serve import EXIT_ENGINE, DemurServer
@@ -144,7 +144,7 @@ def run_server(settings: Settings, *, demo: bool) -> int:
         run = uvloop.run
     try:
         status = run(server.run())
-    except SettingsError as error:
+    except (SettingsError, TaskFileError) as error:
         fail(str(error), status=2)
     except (DecisionError, OSError) as error:
         fail(str(error))

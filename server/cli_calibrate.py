@@ -108,14 +108,12 @@ def _calibrate(
     labelled = read_labelled(data, question, slice_by=task.slice_by)
     require_fixed_question(labelled)
     chosen_on = None if searched is None else read_labelled(searched, question, labelled=False)
-    labelled, trained_on = without(labelled, source.trained_on())
-    others = None
+    others, left_out = None, {"duplicates": labelled.duplicates}
     if unlabelled is not None:
+        given = read_labelled(unlabelled, question, labelled=False, slice_by=task.slice_by)
         # A row that certifies must not choose where to test.
-        others, _ = without(
-            read_labelled(unlabelled, question, labelled=False, slice_by=task.slice_by),
-            frozenset(row.hash for row in labelled.rows),
-        )
+        others = without(given, frozenset(row.hash for row in labelled.rows))
+        left_out["unlabelled_too"] = len(given.rows) - len(others.rows)
     files = [labelled, *([others] if others is not None and others.rows else [])]
     gathered = gather(task, files, source, cache=reads, concurrency=concurrency)
     reader, readings = gathered.reader, gathered.readings
@@ -127,16 +125,16 @@ def _calibrate(
         unlabelled=readings[1] if len(readings) > 1 else None,
         searched=frozenset() if chosen_on is None else frozenset(row.hash for row in chosen_on.rows),
     )
+    left_out |= readings[0].left_out
     origin = provenance(
         calibration,
         labelled,
         model=reader.model,
         unlabelled=others,
         searched=chosen_on,
-        trained_on=trained_on,
-        too_long=readings[0].too_long,
+        left_out=left_out,
     )
-    made = bundle_files(calibration, task, task_file.read_bytes(), origin, reader.readout)
+    made = bundle_files(calibration, task, task_file.read_bytes(), origin, reader.readout, left_out)
     bundle = write_bundle(out, task=task.name, pins=reader.pins, files=made, replace=replace)
     click.echo(summary(calibration, task.name))
     click.echo(f"bundle {bundle.id[:12]} written to {out}")

@@ -58,6 +58,7 @@ def _evaluate(
         after.p_correct,
         method=after.method,
         held_out=after.held_out,
+        left_out={"duplicates": labelled.duplicates, **readings.left_out},
         show_inputs=task.log_inputs,
     )
     page = report_html(

@@ -47,7 +47,7 @@ class Explained:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         from demur.calibration import CalibrationError
         from demur.clients import DemurClientError
-        from demur.decision.errors import DecisionError
+        from demur.decision.errors import DecisionError, TaskFileError
         from demur.server.engines.identity import ModelUnusable
         from demur.server.errors import DemurError
 
@@ -57,6 +57,8 @@ class Explained:
             )
         if isinstance(error, DemurError):
             fail(f"{error.detail}; what was read is kept in {self._reads}")
+        if isinstance(error, TaskFileError):
+            fail(str(error), status=2)
         if isinstance(error, DecisionError | CalibrationError | ModelUnusable | DemurClientError | OSError):
             fail(str(error))
 

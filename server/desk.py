@@ -64,9 +64,10 @@ class CalibrationDesk:
             reader = self.reader(task)
             readings = await read_rows(reader, data.rows, concurrency=_CONCURRENCY)
             calibration = await asyncio.to_thread(calibrate, readings, task, plan, readout=reader.readout)
-            origin = provenance(calibration, data, model=reader.model, too_long=readings.too_long)
+            left_out = {"duplicates": data.duplicates, **readings.left_out}
+            origin = provenance(calibration, data, model=reader.model, left_out=left_out)
             said = task_file(self._tasks, task.name)
-            files = await asyncio.to_thread(bundle_files, calibration, task, said, origin, reader.readout)
+            files = await asyncio.to_thread(bundle_files, calibration, task, said, origin, reader.readout, left_out)
             bundle = await asyncio.to_thread(_write, place, task, reader, files)
             if self.shelf is None:
                 self._swap(task, bundle)

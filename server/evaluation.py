@@ -1,6 +1,6 @@
 """An evaluation as one JSON document: how right and how calibrated decisions are, and for which options not."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -33,6 +33,7 @@ def evaluation(
     *,
     method: str,
     held_out: str,
+    left_out: Mapping[str, int],
     show_inputs: bool,
 ) -> dict[str, Any]:
     """The document.
@@ -44,6 +45,7 @@ def evaluation(
         p_correct: [n], in the same way; None takes the top probability.
         method: what calibrated.
         held_out: how it is sure that the rows were not seen, in words.
+        left_out: how many rows were not taken, by why.
         show_inputs: whether inputs may be shown; if so the worst examples are.
     """
     before = raw_probabilities(readings)
@@ -56,7 +58,7 @@ def evaluation(
         "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "n": len(labels),
         "options_vary": names is None,
-        "too_long": readings.too_long,
+        "left_out": dict(left_out),
         "method": method,
         "held_out": held_out,
         "before": calibration_report(before, labels).to_dict(),

@@ -11,7 +11,6 @@ from typing import Any, Protocol
 from tqdm import tqdm
 
 from demur.decision.labelled import LabelledData
-from demur.decision.rowhash import training_rows
 from demur.decision.task import ReadoutKind, Task
 from demur.server.readings import Reader, Readings, read_rows
 
@@ -32,10 +31,6 @@ class Source:
     model: str | None = None
     name: str | None = None
     url: str | None = None
-
-    def trained_on(self) -> frozenset[str]:
-        """Hashes of the rows that the checkpoint names as its training rows; none are known of a server's."""
-        return frozenset() if self.model is None else training_rows(Path(self.model).expanduser())
 
 
 @dataclass(frozen=True, slots=True, eq=False)

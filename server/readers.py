@@ -10,6 +10,7 @@ from demur.decision.readout import Readout
 from demur.decision.task import ReadoutKind, Task
 from demur.server.calibrated import pins
 from demur.server.decide import DecidePipeline
+from demur.server.readings import TrainedOn
 from demur.server.types import DecideRequest, Decision
 
 
@@ -26,6 +27,8 @@ class PipelineReader:
 
     async def read(self, row: LabelledRow) -> Readout:
         """See `Reader.read`."""
+        if row.hash in self._pipeline.engine.identity.trained_on:
+            raise TrainedOn
         spec = self._task.spec if row.own is None else replace(self._task.spec, question=row.own)
         return raw_readout(await self._pipeline.decide(DecideRequest(spec, row.text)))
 

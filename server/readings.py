@@ -22,6 +22,10 @@ Progress = Callable[[int, int], None]
 _SCHEMA = 1
 
 
+class TrainedOn(Exception):
+    """The checkpoint was trained on this row, so it says nothing about others."""
+
+
 class Reader(Protocol):
     """Something that reads rows as it would for a decision: an engine in this process, or a server."""
 
@@ -31,7 +35,10 @@ class Reader(Protocol):
     model: str
 
     async def read(self, row: LabelledRow) -> Readout:
-        """The raw readout of a row. Raises InputTooLong for a row that cannot be decided, DemurError otherwise."""
+        """The raw readout of a row.
+
+        Raises InputTooLong for a row that cannot be decided, TrainedOn for one that is no evidence, or DemurError.
+        """
         ...
 
 
@@ -39,18 +46,25 @@ class Reader(Protocol):
 class Readings:
     """Rows and their readouts: `scores` [n, K] (log-probabilities up to a constant a row), `label_mass` [n].
 
-    `too_long` counts rows that do not fit the context: they are refused, and so were never decided.
+    `too_long` counts rows that do not fit the context: they are refused, and so were never decided. `trained_on` counts
+    rows that were left out since the checkpoint was trained on them.
     """
 
     rows: tuple[LabelledRow, ...]
     scores: NDArray[np.float64]
     label_mass: NDArray[np.float64]
     too_long: int = 0
+    trained_on: int = 0
 
     @property
     def labels(self) -> NDArray[np.int64]:
         """[n], option indices; -1 where a row has no label."""
         return np.array([-1 if row.label is None else row.label for row in self.rows], dtype=np.int64)
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """How many rows were not taken, by why."""
+        return {"trained_on": self.trained_on, "too_long": self.too_long}
 
     @property
     def units(self) -> list[str]:
@@ -133,6 +147,7 @@ async def read_rows(
     with ReadCache(cache, reader.pins) as kept:
         done = sum(row.hash in kept.known for row in rows)
         too_long: set[str] = set()
+        trained_on: set[str] = set()
         if progress is not None:
             progress(done, len(rows))
 
@@ -143,6 +158,8 @@ async def read_rows(
                     kept.add(row.hash, await reader.read(row))
                 except InputTooLong:
                     too_long.add(row.hash)
+                except TrainedOn:
+                    trained_on.add(row.hash)
                 except Invalid as error:
                     raise DataFileError(f"line {row.line}: {error.detail}") from None
                 done += 1
@@ -151,12 +168,18 @@ async def read_rows(
 
         queue = iter([row for row in rows if row.hash not in kept.known])
         await _all(work(queue) for _ in range(concurrency))
-        return _readings([row for row in rows if row.hash not in too_long], kept.known, len(too_long))
+        usable = [row for row in rows if row.hash not in too_long | trained_on]
+        if not usable:
+            raise DataFileError(
+                f"no row is left: {len(too_long)} do not fit the model's context, and the checkpoint was trained on "
+                f"{len(trained_on)}"
+            )
+        scores, label_mass = _checked(usable, kept.known)
+        return Readings(tuple(usable), scores, label_mass, len(too_long), len(trained_on))
 
 
-def _readings(rows: list[LabelledRow], known: Mapping[str, Readout], too_long: int) -> Readings:
-    if not rows:
-        raise DataFileError("no row fits the model's context")
+def _checked(rows: list[LabelledRow], known: Mapping[str, Readout]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The scores [n, K] and label masses [n] of these rows."""
     width = len(known[rows[0].hash].scores)
     for row in rows:
         readout = known[row.hash]
@@ -167,7 +190,7 @@ def _readings(rows: list[LabelledRow], known: Mapping[str, Readout], too_long: i
         if not usable or np.isnan(readout.scores).any():
             raise DataFileError(f"line {row.line}: its reading {readout.scores.tolist()} is not a distribution")
     scores = np.stack([known[row.hash].scores for row in rows])
-    return Readings(tuple(rows), scores, np.array([known[row.hash].label_mass for row in rows]), too_long)
+    return scores, np.array([known[row.hash].label_mass for row in rows])
 
 
 async def _all(works: Iterable[Any]) -> None:

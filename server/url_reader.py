@@ -15,6 +15,7 @@ from demur.decision.labelled import LabelledRow
 from demur.decision.readout import Readout
 from demur.decision.task import ReadoutKind, Task
 from demur.server.errors import InputTooLong
+from demur.server.readings import TrainedOn
 
 _DEFAULT = "http://127.0.0.1:8000"
 _TIMEOUT_S = 120.0
@@ -48,6 +49,8 @@ class UrlReader:
         if row.own is not None:
             raise DataFileError(f"line {row.line}: a server reads the task's own question only; use --model")
         (item,) = (await _post(self._http, self._path, {"inputs": [row.text]}))["items"]
+        if item.get("trained_on"):
+            raise TrainedOn
         if "problem" in item:
             problem = item["problem"]
             if problem["type"].endswith(":input_too_long"):

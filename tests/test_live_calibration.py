@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ import httpx
 import pytest
 
 from demur.decision.bundle import read_bundle
+from demur.decision.rowhash import row_hash
 from demur.decision.taskfile import load_task
 from demur.server.calibrated import Calibrated
 from demur.server.decide import DecidePipeline
@@ -44,19 +46,28 @@ def demur(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
 
-def test_calibrate_and_evaluate_through_a_server(demo_server: "LiveServer", tmp_path: Path) -> None:
-    data, out = sample(tmp_path / "rows.jsonl", 120), tmp_path / "bundle"
+def test_calibrate_and_evaluate_through_a_server(
+    live: "Live", demo_server: "LiveServer", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, out = sample(tmp_path / "rows.jsonl", 121), tmp_path / "bundle"
+    first, *others = data.read_text(encoding="utf-8").splitlines()
+    data.write_text("\n".join([first, *others, others[0]]), encoding="utf-8")
+    # As though the checkpoint had learned the first row.
+    trained_on = frozenset({row_hash(json.loads(first)["input"])})
+    monkeypatch.setattr(live.engine, "identity", replace(live.engine.identity, trained_on=trained_on))
+    left_out = {"duplicates": 1, "trained_on": 1, "too_long": 0}
     asked = ("--task", TASK, "--data", data, "--url", demo_server.url)
     done = demur("calibrate", *asked, "--out", out)
     assert done.returncode == 0, done.stderr
     assert "voice_intent: trusts " in done.stdout
-    assert "120 of 120 rows read" in done.stderr
+    assert "121 of 121 rows read" in done.stderr
     bundle = read_bundle(out)
     assert bundle.task == "voice_intent"
-    assert bundle.document("provenance.json")["counts"]["fitted"] == 120
+    assert bundle.document("provenance.json")["counts"].items() >= {"fitted": 120, **left_out}.items()
+    assert bundle.document("report.json")["left_out"] == left_out
     # The reads are kept, so that the second run asks for none.
     again = demur("calibrate", *asked, "--out", out, "--replace", "--alpha", 0.2)
-    assert (again.returncode, again.stderr) == (0, "rows.jsonl: 120 of 120 rows read\n")
+    assert (again.returncode, again.stderr.splitlines()[-1]) == (0, "rows.jsonl: 121 of 121 rows read")
     report = demur("evaluate", *asked, "--out", tmp_path / "report", "--bundle", out)
     assert report.returncode == 0, report.stderr
     page = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
@@ -65,7 +76,8 @@ def test_calibrate_and_evaluate_through_a_server(demo_server: "LiveServer", tmp_
         "http://creativecommons.org", ""
     )
     figures = json.loads((tmp_path / "report" / "report.json").read_text(encoding="utf-8"))
-    assert figures["n"] == 120
+    assert (figures["n"], figures["left_out"]) == (120, left_out)
+    assert "1 that occurred before, 1 that the checkpoint was trained on." in page
     assert figures["after"]["ece_quantile_15"] < figures["before"]["ece_quantile_15"]
 
 
@@ -111,6 +123,59 @@ def test_the_route_makes_a_bundle_and_serves_it(live: "Live", tmp_path: Path) ->
             read = client.post("/tasks/voice_intent/readings", json={"inputs": [ask["input"], ""]}).json()
             assert len(read["items"][0]["scores"]) == 8
             assert read["pins"] == read_bundle(tmp_path / "bundles" / "voice_intent").pins
+    finally:
+        live.stop(server)
+
+
+SLICED = """name: reply
+question: Does the speaker mean yes or no?
+options: ["yes", "no"]
+slice_by: channel
+readout: text
+"""
+
+
+def test_slices_are_certified_and_served_on_both_wires(live: "Live", tmp_path: Path) -> None:
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "reply.yaml").write_text(SLICED)
+    (tmp_path / "bundles").mkdir()
+    server = live.serve(Settings(bundles=tmp_path / "bundles", admin_keys=("chief",)), tasks=str(tmp_path / "tasks"))
+    inputs = [{"channel": channel, "text": f"answer {n}"} for channel in ("web", "phone") for n in range(30)]
+    try:
+        with httpx.Client(base_url=server.url, timeout=120, headers={"Authorization": "Bearer chief"}) as client:
+            answers = client.post("/decide", json={"task": "reply", "inputs": inputs}).raise_for_status().json()
+            decided = [item["answer"]["decision"] for item in answers["items"]]
+            # By web the labels agree with all decisions but one, by phone with none.
+            other = {"yes": "no", "no": "yes"}
+            labels = [*decided[:29], *(other[name] for name in decided[29:])]
+            rows = [{"input": value, "label": label} for value, label in zip(inputs, labels, strict=True)]
+            promise = {"alpha": 0.5, "beta": 0.9}
+            made = client.post("/tasks/reply/calibrate", json={"rows": rows, **promise}).raise_for_status().json()
+            slices = made["slices"]
+            assert (made["trusted"], slices["phone"]["trusted"]["threshold"]) == (None, None)
+            threshold = slices["web"]["trusted"]["threshold"]
+            assert threshold is not None
+            answers = client.post("/decide", json={"task": "reply", "inputs": inputs}).raise_for_status().json()
+            web, phone = ([item["answer"] for item in half] for half in (answers["items"][:30], answers["items"][30:]))
+            trusted = [answer for answer in web if answer["verdict"] == "trust"]
+            assert trusted == [answer for answer in web if round(answer["score"], 6) >= threshold] != []
+            assert {answer["certificate"]["slice"] for answer in trusted} == {"web"}
+            assert [answer for answer in phone if answer["verdict"] == "trust" or answer["certificate"]] == []
+            body = {"task": "reply", "input": "answer 1"}
+            unknown = client.post("/decide", json=body).raise_for_status().json()
+            assert (unknown["verdict"], unknown["reason"]) == ("defer", "unknown_slice")
+            # The other wire: the same decision, of a state that does not name its slice.
+            sure = inputs[web.index(trusted[0])]
+            questions = {
+                "named": {"type": "task", "task": "reply"},
+                "phone": {"type": "task", "task": "reply", "slice": "phone"},
+            }
+            asked = {"model": "SmolLM2-135M-Instruct", "state": sure, "questions": questions}
+            told = client.post("/v1/systemone", json=asked).raise_for_status().json()["answers"]
+            assert told["named"]["x_demur"]["certificate"] == trusted[0]["certificate"]
+            assert told["named"]["probabilities"] == pytest.approx(trusted[0]["probabilities"], abs=1e-4)
+            # The state says another slice than the question.
+            assert told["phone"]["x_demur"]["reason"] == "unknown_slice"
     finally:
         live.stop(server)
 

@@ -1,7 +1,7 @@
 """The protocol that every engine implements."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,7 +13,10 @@ from demur.decision.task import ThoughtSpec
 
 @dataclass(frozen=True, slots=True)
 class ModelIdentity:
-    """What is running, for answers and for pinning bundles. Hashes are hex SHA-256."""
+    """What is running, for answers and for pinning bundles. Hashes are hex SHA-256.
+
+    `trained_on` are those of the rows that the checkpoint was trained on, which are no evidence about it.
+    """
 
     name: str
     weights: str
@@ -21,6 +24,7 @@ class ModelIdentity:
     chat_template: str
     engine: str
     max_model_len: int
+    trained_on: frozenset[str] = field(default=frozenset(), repr=False)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

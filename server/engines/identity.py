@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from demur.decision.rowhash import training_rows
 from demur.server.engines.base import ModelIdentity
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
@@ -83,6 +84,7 @@ def identify(
         chat_template=hashlib.sha256(chat_template.encode()).hexdigest(),
         engine=engine,
         max_model_len=max_model_len,
+        trained_on=training_rows(directory),
     )
 
 

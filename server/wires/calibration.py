@@ -23,6 +23,7 @@ from demur.server.auth import Caller, admin_only
 from demur.server.calibrate import Plan
 from demur.server.errors import DemurError, Fault, Invalid, TooLarge, Unavailable
 from demur.server.problems import problem_members
+from demur.server.readings import TrainedOn
 from demur.server.services import Desk, Made, RowReader, Services
 from demur.server.summary import summary
 from demur.server.wires.calibration_models import CalibrateIn, ReadingsIn
@@ -115,6 +116,8 @@ async def _item(reader: RowReader, value: Any) -> dict[str, Any]:
     text = canonical_text(value)
     try:
         readout: Readout = await reader.read(LabelledRow(line=1, text=text, label=None, hash=row_hash(text)))
+    except TrainedOn:
+        return {"trained_on": True}
     except DemurError as error:
         return {"problem": problem_members(error)}
     scores = [score if np.isfinite(score) else None for score in readout.scores.tolist()]

@@ -143,10 +143,11 @@ class ReadingsIn(Strict):
 
 
 class ReadingOut(Out):
-    """Log-probabilities of the options up to a constant (null: zero probability), or a problem."""
+    """Log-probabilities of the options up to a constant (null: zero probability); or why there are none."""
 
     scores: list[float | None] | None = None
     label_mass: Chance | None = None
+    trained_on: bool = Field(False, description="The checkpoint was trained on it, so it is no evidence.")
     problem: dict[str, Any] | None = None
 
 

@@ -11,7 +11,7 @@ from demur.decision.labelled import parse_labelled
 from demur.decision.question import Option, Question
 from demur.decision.readout import Readout
 from demur.server.errors import EngineUnavailable, InputTooLong
-from demur.server.readings import read_rows
+from demur.server.readings import TrainedOn, read_rows
 
 QUESTION = Question("Which?", (Option("a"), Option("b")))
 ROWS = parse_labelled(
@@ -75,10 +75,13 @@ async def test_reads_of_another_model_are_not_used(tmp_path):
     assert "row 1" not in cache.read_text()
 
 
-async def test_rows_that_do_not_fit_are_counted_and_left_out():
-    reader = StubReader(says={3: InputTooLong("too long", tokens=9, allowed=1)})
-    read = await read_rows(reader, ROWS)
-    assert (len(read.rows), read.too_long) == (11, 1)
+async def test_rows_that_do_not_fit_or_were_trained_on_are_counted_and_left_out():
+    too_long = InputTooLong("too long", tokens=9, allowed=1)
+    read = await read_rows(StubReader(says={3: too_long, 5: TrainedOn(), 6: TrainedOn()}), ROWS)
+    assert {row.line for row in read.rows}.isdisjoint({3, 5, 6})
+    assert (len(read.rows), read.left_out) == (9, {"trained_on": 2, "too_long": 1})
+    with pytest.raises(DataFileError, match=r"no row is left: 0 do not fit .* trained on 12"):
+        await read_rows(StubReader(says=dict.fromkeys(range(1, 13), TrainedOn())), ROWS)
 
 
 @pytest.mark.parametrize(

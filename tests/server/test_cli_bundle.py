@@ -64,11 +64,19 @@ def test_verify_against_a_model(tmp_path):
     assert "made for another slices" in demur("verify", tmp_path / "b", "--model", model, "--tasks", task)[2]
     task.write_text(task.read_text().replace("route", "other"))
     assert "has no task route" in demur("verify", tmp_path / "b", "--model", model, "--tasks", task)[2]
+    template = model / "chat_template.jinja"
+    template.write_text(template.read_text() + "\n")
+    assert "made for another chat_template" in demur("verify", tmp_path / "b", "--model", model)[2]
+    rules = model / "tokenizer.json"
+    known = json.loads(rules.read_text())
+    known["model"]["merges"][-2:] = known["model"]["merges"][:-3:-1]  # the last two change places
+    rules.write_text(json.dumps(known))
+    assert "made for another tokenizer, chat_template" in demur("verify", tmp_path / "b", "--model", model)[2]
     weights = next(model.glob("*.safetensors"))
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    assert "made for another weights" in demur("verify", tmp_path / "b", "--model", model)[2]
+    assert "made for another weights, tokenizer" in demur("verify", tmp_path / "b", "--model", model)[2]
 
 
 def test_diff(tmp_path):

@@ -44,3 +44,29 @@ def test_the_demo_takes_only_the_place_of_what_is_not_given(served, how):
             settings = served("--demo", "--config", "demur.yaml")
     assert (settings.tasks, settings.bundles, settings.model_name) == (Path("mine"), None, "small")
     assert served("--demo", DEMUR_MODEL="other").model == "other"
+
+
+COSTS = """name: route
+question: Which team?
+options: [billing, technical, sales]
+policy: {kind: expected_cost, review_price: 1, defer_price: 2, cost: COST}
+"""
+
+
+@pytest.mark.parametrize(
+    ("cost", "said"),
+    [
+        ("[[0, 1, 1], [1, 0, -3], [1, 1, 0]]", "route.yaml:4: `cost[1][2]` must be a number from 0"),
+        ("[[0, 1, 1], [1, 0, .nan], [1, 1, 0]]", "route.yaml:4: `cost[1][2]` must be a number from 0"),
+        ("[[0, 1], [1, 0]]", "route.yaml:4: `cost` has 2 rows of 2; 3 options need 3 rows of 3 numbers"),
+    ],
+)
+def test_costs_that_cannot_be_end_every_command_with_2(monkeypatch, tmp_path, cost, said):
+    monkeypatch.setattr("logging.config.dictConfig", lambda _: None)
+    task, rows = tmp_path / "route.yaml", tmp_path / "rows.jsonl"
+    task.write_text(COSTS.replace("COST", cost))
+    rows.write_text('{"input": "x", "label": "sales"}')
+    read = ["--task", str(task), "--data", str(rows), "--url", "http://127.0.0.1:9", "--out", str(tmp_path / "out")]
+    for command in (["serve", "--model", "m", "--tasks", str(task)], ["calibrate", *read], ["evaluate", *read]):
+        result = CliRunner().invoke(cli.main, command)
+        assert (result.exit_code, said in result.stderr) == (2, True), result.output
