@@ -133,9 +133,17 @@ def data_faults(faults: Sequence[str]) -> DataFileError:
     return DataFileError("\n".join([*faults[:_MOST_FAULTS], *more]))
 
 
-def without(data: LabelledData, hashes: frozenset[str]) -> LabelledData:
-    """The data without the rows of these hashes."""
-    return replace(data, rows=tuple(row for row in data.rows if row.hash not in hashes))
+def beside(data: LabelledData, unlabelled: LabelledData | None) -> tuple[LabelledData | None, dict[str, int]]:
+    """The unlabelled rows that are not among the labelled ones, and how many rows were left out, by why.
+
+    A row that certifies must not choose where to test.
+    """
+    if unlabelled is None:
+        return None, {"duplicates": data.duplicates}
+    known = {row.hash for row in data.rows}
+    others = tuple(row for row in unlabelled.rows if row.hash not in known)
+    left_out = {"duplicates": data.duplicates, "unlabelled_too": len(unlabelled.rows) - len(others)}
+    return replace(unlabelled, rows=others), left_out
 
 
 def require_fixed_question(data: LabelledData) -> None:

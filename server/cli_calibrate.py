@@ -96,7 +96,7 @@ def _calibrate(
 ) -> str | None:
     """Does it, prints the summary and returns the refusal."""
     from demur.decision.bundle import write_bundle
-    from demur.decision.labelled import read_labelled, require_fixed_question, without
+    from demur.decision.labelled import beside, read_labelled, require_fixed_question
     from demur.decision.taskfile import load_task
     from demur.server.bundling import bundle_files, provenance
     from demur.server.calibrate import calibrate as fit
@@ -108,12 +108,10 @@ def _calibrate(
     labelled = read_labelled(data, question, slice_by=task.slice_by)
     require_fixed_question(labelled)
     chosen_on = None if searched is None else read_labelled(searched, question, labelled=False)
-    others, left_out = None, {"duplicates": labelled.duplicates}
+    given = None
     if unlabelled is not None:
         given = read_labelled(unlabelled, question, labelled=False, slice_by=task.slice_by)
-        # A row that certifies must not choose where to test.
-        others = without(given, frozenset(row.hash for row in labelled.rows))
-        left_out["unlabelled_too"] = len(given.rows) - len(others.rows)
+    others, left_out = beside(labelled, given)
     files = [labelled, *([others] if others is not None and others.rows else [])]
     gathered = gather(task, files, source, cache=reads, concurrency=concurrency)
     reader, readings = gathered.reader, gathered.readings

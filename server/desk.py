@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from demur.decision.bundle import MANIFEST, Bundle, write_bundle
-from demur.decision.labelled import LabelledData
+from demur.decision.labelled import LabelledData, beside
 from demur.decision.task import Task
 from demur.server.bundling import bundle_files, provenance
 from demur.server.calibrate import Calibration, Plan, calibrate
@@ -54,7 +54,15 @@ class CalibrationDesk:
         """Reads rows as the task does, without its bundle. Raises Unavailable."""
         return PipelineReader(self._running(), task)
 
-    async def calibrate(self, task: Task, data: LabelledData, plan: Plan, *, by: str | None = None) -> Made:
+    async def calibrate(
+        self,
+        task: Task,
+        data: LabelledData,
+        plan: Plan,
+        *,
+        unlabelled: LabelledData | None = None,
+        by: str | None = None,
+    ) -> Made:
         """Reads the rows beside the traffic, makes a bundle and swaps it in between two requests. `by`: id of a key.
 
         Raises Conflict where there is no place for bundles, DataFileError, CalibrationError, DemurError.
@@ -62,10 +70,16 @@ class CalibrationDesk:
         async with self._lock:
             place = self._place(task)
             reader = self.reader(task)
+            others, left_out = beside(data, unlabelled)
             readings = await read_rows(reader, data.rows, concurrency=_CONCURRENCY)
-            calibration = await asyncio.to_thread(calibrate, readings, task, plan, readout=reader.readout)
-            left_out = {"duplicates": data.duplicates, **readings.left_out}
-            origin = provenance(calibration, data, model=reader.model, left_out=left_out)
+            left_out |= readings.left_out
+            more = None
+            if others is not None and others.rows:
+                more = await read_rows(reader, others.rows, concurrency=_CONCURRENCY)
+            calibration = await asyncio.to_thread(
+                calibrate, readings, task, plan, readout=reader.readout, unlabelled=more
+            )
+            origin = provenance(calibration, data, model=reader.model, unlabelled=others, left_out=left_out)
             said = task_file(self._tasks, task.name)
             files = await asyncio.to_thread(bundle_files, calibration, task, said, origin, reader.readout, left_out)
             bundle = await asyncio.to_thread(_write, place, task, reader, files)

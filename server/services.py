@@ -72,8 +72,16 @@ class Desk(Protocol):
         """Reads rows as the task does, without its bundle. Raises Unavailable."""
         ...
 
-    async def calibrate(self, task: Task, data: LabelledData, plan: Plan, *, by: str | None = None) -> Made:
-        """Makes a bundle and swaps it in; `by` is the id of a key.
+    async def calibrate(
+        self,
+        task: Task,
+        data: LabelledData,
+        plan: Plan,
+        *,
+        unlabelled: LabelledData | None = None,
+        by: str | None = None,
+    ) -> Made:
+        """Makes a bundle of labelled rows, and others without labels, and swaps it in; `by` is the id of a key.
 
         Raises DataFileError, BundleError, CalibrationError, DemurError.
         """

@@ -115,10 +115,14 @@ def test_the_route_makes_a_bundle_and_serves_it(live: "Live", tmp_path: Path) ->
             assert (range_.status_code, range_.json()["faults"][0]["path"]) == (422, ["alpha"])
             ask = {"task": "voice_intent", "input": "add milk to my shopping list"}
             assert client.post("/decide", json=ask).json()["calibration"] is None
-            made = client.post(path, json={"rows": rows}).raise_for_status().json()
+            given = {"rows": rows, "unlabelled": [rows[0], {"input": "tell me a story"}], "valid_days": 3}
+            made = client.post(path, json=given).raise_for_status().json()
             answer = client.post("/decide", json=ask).json()
             assert answer["calibration"]["bundle"] == made["bundle"]
-            assert read_bundle(tmp_path / "bundles" / "voice_intent").id == made["bundle"]
+            bundle = read_bundle(tmp_path / "bundles" / "voice_intent")
+            assert bundle.id == made["bundle"]
+            assert bundle.document("report.json")["left_out"]["unlabelled_too"] == 1
+            assert bundle.document("provenance.json")["data"]["unlabelled"]["kept"] == 1
             # Raw readings leave the bundle aside.
             read = client.post("/tasks/voice_intent/readings", json={"inputs": [ask["input"], ""]}).json()
             assert len(read["items"][0]["scores"]) == 8

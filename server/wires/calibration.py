@@ -61,10 +61,11 @@ def routes(services: Services) -> list[Route]:
         services.admission.check()
         task = find_task(request.path_params["name"], services)
         body = _parse(CalibrateIn, await services.read(request))
-        data, plan = _rows(body, task), _plan(body)
+        data, plan = _rows("rows", body.rows, task), _plan(body)
+        others = None if body.unlabelled is None else _rows("unlabelled", body.unlabelled, task, labelled=False)
         caller: Caller = request.state.caller
         try:
-            made = await _desk(services).calibrate(task, data, plan, by=caller.key_id)
+            made = await _desk(services).calibrate(task, data, plan, unlabelled=others, by=caller.key_id)
         except (DataFileError, BundleError, CalibrationError) as error:
             raise Invalid(str(error)) from None
         return json_reply(_made(made, task))
@@ -86,21 +87,21 @@ def _parse(model: type[Any], raw: Any) -> Any:
         raise
 
 
-def _rows(body: CalibrateIn, task: Task) -> LabelledData:
-    """The rows by the same rules as a file's; a line is the number of a row, from 1."""
-    lines = "\n".join(json.dumps(row, ensure_ascii=False) for row in body.rows)
+def _rows(member: str, rows: list[dict[str, Any]], task: Task, *, labelled: bool = True) -> LabelledData:
+    """The rows of a member by the same rules as a file's; a line is the number of a row, from 1."""
+    lines = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows).encode()
     try:
-        data = parse_labelled(lines.encode(), "rows", task.spec.question, slice_by=task.slice_by)
+        data = parse_labelled(lines, member, task.spec.question, labelled=labelled, slice_by=task.slice_by)
         require_fixed_question(data)
     except DataFileError as error:
-        faults = tuple(Fault(("rows",), line, "row") for line in str(error).splitlines())
+        faults = tuple(Fault((member,), line, "row") for line in str(error).splitlines())
         raise Invalid(str(error), faults=faults) from None
     return data
 
 
 def _plan(body: CalibrateIn) -> Plan:
     try:
-        return Plan(**body.model_dump(exclude={"rows"}))
+        return Plan(**body.model_dump(exclude={"rows", "unlabelled"}))
     except CalibrationError as error:
         name = str(error).split(" ", 1)[0]
         raise Invalid(str(error), faults=(Fault((name,), str(error), "out_of_range"),)) from None

@@ -165,12 +165,16 @@ class CalibrateIn(Strict):
     """Labelled rows, as in a data file, and what is to be promised."""
 
     rows: list[dict[str, Any]]
+    unlabelled: list[dict[str, Any]] | None = Field(
+        None, description="Further rows of the same traffic; they choose where to test, and their labels are not read."
+    )
     alpha: _Level = Field(0.05, description="Largest error among trusted decisions.")
     beta: _Level = Field(0.3, description="Largest error among decisions that are not deferred.")
     delta: _Level = Field(0.05, description="Chance that the procedure certifies what is false.")
     family: Annotated[int, Field(ge=1)] = Field(1, description="Configurations compared on these rows.")
     attempt: Annotated[int, Field(ge=1)] | None = Field(None, description="Number of this attempt, if there are more.")
     route: Literal["label_free", "split"] = "label_free"
+    valid_days: Annotated[int, Field(ge=1, le=36500)] = Field(90, description="Days until the certificate expires.")
 
 
 class CertifiedOut(Out):
