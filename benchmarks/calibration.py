@@ -1,9 +1,10 @@
 """Times of the calibration library beside scikit-learn's, MAPIE's and netcal's equivalents, in one run.
 
-    python -m benchmarks.calibration [--repeats 5]
+    python -m benchmarks.calibration [--repeats 5] [--processor-time]
 
-Each time is the median of the repeats on one thread. Libraries take turns within a repeat, so that a busy machine slows
-all of them alike. Nothing stops at a breach of a limit; the last line, one JSON object, says whether all held.
+Each time is the median of the repeats on one thread; where other work runs on the machine, `--processor-time` leaves
+out what the process waited. Libraries take turns within a repeat, so that a busy machine slows all of them alike.
+Nothing stops at a breach of a limit; the last line, one JSON object, says whether all held.
 """
 
 import argparse
@@ -195,7 +196,7 @@ class Result:
     limit: float | None
 
 
-def measure(rows: list[Row], repeats: int) -> list[Result]:
+def measure(rows: list[Row], repeats: int, clock: Callable[[], float]) -> list[Result]:
     """Median seconds of each row, libraries taking turns; prints the table as it goes."""
     print(f"{'':56}{'demur':>12}{'limit':>10}   others")
     results = []
@@ -206,9 +207,9 @@ def measure(rows: list[Row], repeats: int) -> list[Result]:
             call()  # caches and lazy imports
         for _ in range(repeats):
             for name, call in calls.items():
-                start = time.perf_counter()
+                start = clock()
                 call()
-                seconds[name].append((time.perf_counter() - start) / row.per)
+                seconds[name].append((clock() - start) / row.per)
         result = Result(row.name.strip(), {name: float(np.median(times)) for name, times in seconds.items()}, row.limit)
         rest = ", ".join(f"{name} {shown(result.seconds[name])}" for name in row.others)
         limit = shown(row.limit) if row.limit else ""
@@ -229,18 +230,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Times of the calibration library beside others'.")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--decisions", type=int, default=1_000_000, help="rows for the metrics")
+    parser.add_argument("--processor-time", action="store_true", help="time of the process, not of the clock")
     arguments = parser.parse_args()
+    clock = time.process_time if arguments.processor_time else time.perf_counter
     # The other libraries warn about their own dependencies; none of it bears on their times.
     warnings.simplefilter("ignore")
     results: list[Result] = []
     with threadpool_limits(1):
         for group in (fitting_rows, lambda: metric_rows(arguments.decisions), serving_rows, judging_rows):
-            results += measure(group(), arguments.repeats)
+            results += measure(group(), arguments.repeats, clock)
     alone = sum(result.seconds["demur"] for result in results if result.name in METRICS)
     print(f"{'  the metrics called one by one, each with its checks':56}{shown(alone):>12}")
     summary = {
         "benchmark": "calibration",
         "repeats": arguments.repeats,
+        "processor_time": arguments.processor_time,
         "decisions": arguments.decisions,
         "python": platform.python_version(),
         "numpy": np.__version__,
