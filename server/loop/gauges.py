@@ -148,7 +148,9 @@ class LoopGauges:
                 gauge.labels(*labels).set(value)
 
     def _reliability(self, task: str, bins: tuple[ReliabilityBin, ...]) -> None:
-        rows = {(task, f"{one.low:.1f}", value): float(getattr(one, value)) for one in bins for value in _RELIABILITY}
+        rows: dict[tuple[str, ...], float] = {
+            (task, f"{one.low:.1f}", value): float(getattr(one, value)) for one in bins for value in _RELIABILITY
+        }
         self.reliability.show(task, rows)
 
 
