@@ -37,6 +37,7 @@ from demur.clients._loop_models import (
     Release,
     Renewal,
     ReviewItem,
+    Shadow,
     StoredDecision,
 )
 from demur.clients._models import (
@@ -46,6 +47,7 @@ from demur.clients._models import (
     ModelInfo,
     OptionInfo,
     PolicyVersion,
+    ShadowPolicy,
     TaskCalibration,
     TaskInfo,
     TaskPolicy,
@@ -95,6 +97,8 @@ __all__ = [
     "RetryPolicy",
     "ReviewItem",
     "ServerError",
+    "Shadow",
+    "ShadowPolicy",
     "StoredDecision",
     "TaskCalibration",
     "TaskInfo",

@@ -13,9 +13,10 @@ import httpx
 
 from demur.clients import _answers
 from demur.clients._answers import Item
-from demur.clients._models import Answer, ModelInfo, TaskCalibration, TaskInfo, TaskPolicy, Version
+from demur.clients._models import Answer, ModelInfo, ShadowPolicy, TaskCalibration, TaskInfo, TaskPolicy, Version
 
 T = TypeVar("T")
+_SHADOW = "policy/shadow"
 
 #: An input: text, or a JSON value other than null, which the server renders canonically.
 JsonInput = str | int | float | bool | Sequence[Any] | Mapping[str, Any]
@@ -142,12 +143,33 @@ def policy(name: str) -> Call[TaskPolicy]:
 
 def set_policy(name: str, members: NewPolicy, version: int | None) -> Call[TaskPolicy]:
     """A policy in place of the one in force, or of `version` only. Not retried: the first attempt may have counted."""
-    unknown = set(members) - NewPolicy.__optional_keys__
-    if unknown:
-        raise TypeError(f"unknown keywords: {', '.join(sorted(unknown))}")
+    _check_members(members)
     body: dict[str, Any] = {**members} if version is None else {**members, "version": version}
     read = TaskPolicy.model_validate_json
     return Call("PUT", of_task(name, "policy"), lambda response: read(response.content), encode(body), retried=False)
+
+
+def shadow_policy(name: str) -> Call[ShadowPolicy]:
+    """The policy that is tried beside the one in force."""
+    return Call("GET", of_task(name, _SHADOW), lambda response: ShadowPolicy.model_validate(response.json()))
+
+
+def set_shadow_policy(name: str, members: NewPolicy) -> Call[ShadowPolicy]:
+    """A policy to be tried. Retried like a decision: set twice, it is the same."""
+    _check_members(members)
+    read = ShadowPolicy.model_validate_json
+    return Call("PUT", of_task(name, _SHADOW), lambda response: read(response.content), encode({**members}))
+
+
+def end_shadow_policy(name: str) -> Call[None]:
+    """No policy to be tried any more."""
+    return Call("DELETE", of_task(name, _SHADOW), lambda _: None)
+
+
+def _check_members(members: NewPolicy) -> None:
+    unknown = set(members) - NewPolicy.__optional_keys__
+    if unknown:
+        raise TypeError(f"unknown keywords: {', '.join(sorted(unknown))}")
 
 
 def models() -> Call[list[ModelInfo]]:

@@ -43,6 +43,17 @@ class Audit(AnswerModel):
     due: datetime
 
 
+class Shadow(AnswerModel):
+    """What a candidate would have answered. `bundle`, `policy`: ids of the candidates, None for the one in force."""
+
+    decision: str
+    verdict: str
+    reason: str
+    p_correct: float | None = None
+    bundle: str | None = None
+    policy: str | None = None
+
+
 class StoredDecision(AnswerModel):
     """A decision as the server keeps it, with the labels that were given. `verdict` is what was answered then."""
 
@@ -59,6 +70,7 @@ class StoredDecision(AnswerModel):
     bundle: str | None = None
     input: str | None = None
     audit: Audit | None = None
+    shadow: Shadow | None = None
     labels: tuple[GivenLabel, ...] = ()
 
 

@@ -5,6 +5,7 @@ verdict that it does not know becomes `defer`, so that nothing unheard of is eve
 """
 
 from collections.abc import Mapping
+from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
@@ -98,6 +99,16 @@ class TaskPolicy(PolicyVersion):
     certificate: Certificate | None = None
     certified_thresholds: tuple[float, ...] = ()
     history: tuple[PolicyVersion, ...] = ()
+
+
+class ShadowPolicy(AnswerModel):
+    """A policy that judges beside the one in force. `id` stands with the decisions that it judged."""
+
+    task: str
+    id: str
+    policy: Mapping[str, Any]
+    set_at: datetime
+    set_by: str | None = None
 
 
 class Answer(AnswerModel):

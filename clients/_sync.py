@@ -28,7 +28,7 @@ from demur.clients._loop_models import (
     StoredDecision,
 )
 from demur.clients._many import Batch, batches
-from demur.clients._models import Answer, ModelInfo, TaskCalibration, TaskInfo, TaskPolicy, Version
+from demur.clients._models import Answer, ModelInfo, ShadowPolicy, TaskCalibration, TaskInfo, TaskPolicy, Version
 from demur.clients._retry import RetryPolicy
 
 T = TypeVar("T")
@@ -121,6 +121,18 @@ class Client:
         Raises `Conflict` if `version` is given and another one is in force, `InvalidRequest`, `PermissionDenied`.
         """
         return self._run(_calls.set_policy(name, policy, version))
+
+    def shadow_policy(self, name: str) -> ShadowPolicy:
+        """The policy that is tried beside a task's own. Raises `NotFound` where there is none."""
+        return self._run(_calls.shadow_policy(name))
+
+    def set_shadow_policy(self, name: str, **policy: Unpack[NewPolicy]) -> ShadowPolicy:
+        """Lets a policy judge beside a task's own, without effect; needs an admin key."""
+        return self._run(_calls.set_shadow_policy(name, policy))
+
+    def end_shadow_policy(self, name: str) -> None:
+        """Ends that; needs an admin key."""
+        return self._run(_calls.end_shadow_policy(name))
 
     def feedback(
         self,

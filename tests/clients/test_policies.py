@@ -52,6 +52,26 @@ async def test_a_policy_is_set_once(connect, script, time):
     assert (len(server.requests), len(lost.requests), time.pauses) == (1, 1, [])
 
 
+async def test_a_policy_is_tried_beside_the_one_in_force(connect, script):
+    shown = {
+        "task": "intent",
+        "id": "ab",
+        "policy": {"kind": "budget", "to_people": 0.2},
+        "set_at": POLICY["changed_at"],
+    }
+    server = script(httpx.Response(200, json=shown), httpx.Response(200, json=shown), httpx.Response(204))
+    face = connect(server)
+    assert await face("set_shadow_policy", "intent", kind="budget", to_people=0.2) == await face(
+        "shadow_policy", "intent"
+    )
+    assert await face("end_shadow_policy", "intent") is None
+    assert json.loads(server.requests[0].content) == shown["policy"]
+    asked = [(request.method, request.url.path) for request in server.requests]
+    assert asked == [(method, "/tasks/intent/policy/shadow") for method in ("PUT", "GET", "DELETE")]
+    with pytest.raises(TypeError, match="trust"):
+        await face("set_shadow_policy", "intent", trust=0.9)
+
+
 async def test_what_verdicts_rest_on(connect, script):
     server = script(
         httpx.Response(200, json={"task": "intent", "bundle": "b1", "valid": True, "calibration": {"method": "platt"}}),
