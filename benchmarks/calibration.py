@@ -141,6 +141,36 @@ def metric_rows(n: int) -> list[Row]:
     return rows
 
 
+def certificate_rows(n: int) -> list[Row]:
+    """One certificate on n decisions with 2,000 unlabelled ones; MAPIE's fixed sequence over its default grid."""
+    from mapie.risk_control import BinaryClassificationController
+
+    rng = np.random.default_rng(4)
+    score, unlabelled = rng.beta(6, 0.6, n), rng.beta(6, 0.6, 2000)
+    correct = rng.random(n) < score
+    labels = correct.astype(np.int64)
+
+    def mapie() -> None:
+        controller = BinaryClassificationController(
+            lambda x: np.column_stack([1 - x, x]),
+            risk="precision",
+            target_level=0.95,
+            confidence_level=0.95,
+            list_predict_params=np.linspace(0.99, 0, 100),
+            fwer_method="fixed_sequence",
+        )
+        controller.calibrate(score, labels)
+
+    return [
+        Row(
+            f"one certificate on {n:,}",
+            lambda: dc.certify(score, correct, unlabelled=unlabelled),
+            {"MAPIE": mapie},
+            limit=1.0,
+        )
+    ]
+
+
 def serving_rows() -> list[Row]:
     """One served decision of 10 options: probabilities by each calibrator and `p_correct`."""
     logp, y = simulated(4000, 10, seed=2)
@@ -229,7 +259,7 @@ def main() -> None:
     """Run everything and print the table and the JSON line."""
     parser = argparse.ArgumentParser(description="Times of the calibration library beside others'.")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--decisions", type=int, default=1_000_000, help="rows for the metrics")
+    parser.add_argument("--decisions", type=int, default=1_000_000, help="rows for metrics and certificate")
     parser.add_argument("--processor-time", action="store_true", help="time of the process, not of the clock")
     arguments = parser.parse_args()
     clock = time.process_time if arguments.processor_time else time.perf_counter
@@ -237,7 +267,14 @@ def main() -> None:
     warnings.simplefilter("ignore")
     results: list[Result] = []
     with threadpool_limits(1):
-        for group in (fitting_rows, lambda: metric_rows(arguments.decisions), serving_rows, judging_rows):
+        many = arguments.decisions
+        for group in (
+            fitting_rows,
+            lambda: metric_rows(many),
+            lambda: certificate_rows(many),
+            serving_rows,
+            judging_rows,
+        ):
             results += measure(group(), arguments.repeats, clock)
     alone = sum(result.seconds["demur"] for result in results if result.name in METRICS)
     print(f"{'  the metrics called one by one, each with its checks':56}{shown(alone):>12}")
