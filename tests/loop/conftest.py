@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -70,12 +69,12 @@ class Desk:
 
 
 @pytest.fixture
-def open_store(tmp_path: Path) -> Iterator[Callable[[], Store]]:
+def open_store(database: str) -> Iterator[Callable[[], Store]]:
     """Opens the same store, again and again: each as another process would."""
     opened = []
 
     def build() -> Store:
-        opened.append(Store.open(store_url(f"sqlite:///{tmp_path / 'demur.db'}", None)))
+        opened.append(Store.open(store_url(database, None)))
         return opened[-1]
 
     yield build

@@ -99,4 +99,4 @@ def _drawn(process, count):
 
 def _same(processes, names):
     pages = [process.metrics() for process in processes]
-    return all(pages[0][name] == page[name] for page in pages for name in names)
+    return all(pages[0].get(name) == page.get(name) for page in pages for name in names)
