@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import jsonschema
@@ -12,6 +13,8 @@ from transformers import AutoModelForCausalLM
 
 from demur.decision.rowhash import training_rows
 from demur.server.cli import main
+from demur.server.cli_calibrate import calibrate
+from demur.training import run
 from tests.models import build_model
 
 TASK = """\
@@ -211,3 +214,25 @@ def test_every_arm_of_the_paper_passes_a_dry_run_on_a_tiny_qwen3(tmp_path: Path)
 
 def test_the_schema_that_is_printed_describes_recipes():
     jsonschema.Draft202012Validator.check_schema(json.loads(demur("--schema").output))
+
+
+def test_a_bundle_is_made_by_calibrating_the_merged_model(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The engine is left out: what `demur calibrate` is asked is what it takes."""
+    asked: list[list[str]] = []
+    monkeypatch.setattr(run.subprocess, "run", lambda words, **_: asked.append(words) or CompletedProcess(words, 0))
+    (folder / "certifying.jsonl").write_text('{"input": "something else", "label": "red"}\n')
+    adapter = "model.adapter={r: 2, alpha: 4, dropout: 0.0, targets: [q_proj]}"
+    wanted = (folder / "recipe.yaml", "--out", tmp_path / "out", "--bundle", tmp_path / "bundle", *DIRECT)
+    without = demur(*wanted, *sets("method=sft", adapter))
+    assert without.exit_code == 2
+    assert "give the recipe a `certify` section" in without.output
+    certify = "certify={data: certifying.jsonl, alpha: 0.1, attempt: 2}"
+    result = demur(*wanted, *sets("method=sft", adapter, certify))
+    assert result.exit_code == 0, result.output
+    (words,) = asked
+    given = calibrate.make_context("calibrate", words[words.index("calibrate") + 1 :]).params
+    assert (given["model"], given["out"]) == (str(tmp_path / "out" / "merged"), tmp_path / "bundle")
+    assert (given["data"], given["alpha"], given["attempt"]) == (folder / "certifying.jsonl", 0.1, 2)
+    assert (tmp_path / "out" / "merged" / "model.safetensors").is_file()
