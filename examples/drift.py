@@ -42,9 +42,9 @@ BATCH = 16
 #: Seconds that a day lasts, the share of decisions that is drawn, and days until a drawn one gets its label.
 DAY_S, RATE, DELAY_DAYS = 3.0, 0.25, (0.5, 3.0)
 #: Requests at most under the shift, labels after which the operator tries to recertify, and requests after that.
-SHIFTED, FIRST_TRY, TRY_EVERY, TRIES, RENEWED = 2000, 200, 100, 6, 400
+SHIFTED, FIRST_TRY, TRY_EVERY, TRIES, RENEWED = 3000, 200, 100, 6, 400
 #: A group: so many requests at least, and shares of the shifted traffic that it may have.
-SMALLEST, SHARES = 8, (0.9, 0.75, 0.6, 0.45, 0.3)
+SMALLEST, SHARES = 5, (0.9, 0.75, 0.6, 0.45, 0.3)
 
 
 @dataclass(frozen=True)
