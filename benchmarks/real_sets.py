@@ -62,16 +62,16 @@ row is judged by a calibrator that saw it. ECE is over 15 bins of equal count, N
 share of decisions that are trusted with at most 5% (20%) error at 95% confidence: "raw" ranks by the model's own
 probability and lets every label certify, "split" fits `p_correct` on one half and certifies on the other.
 
-Made by `.venv/bin/python -m benchmarks.real_sets --data DIR` from the sets' training or validation splits, at most {rows}
-rows each, without those whose label is no option (CLINC's out of scope); label-mass limits are the defaults.
+Made by `.venv/bin/python -m benchmarks.real_sets` from the sets' training or validation splits, at most {rows} rows
+each, without those whose label is no option (CLINC's out of scope); label-mass limits are the defaults.
 
 {table}
-A coverage of 0% means that the certificate names no threshold, and the server trusts nothing. Where accuracy changes, the
-calibrator has learned what the model's answers are biased to, and moves decisions.
+A coverage of 0% means that the certificate names no threshold, and the server trusts nothing. Where accuracy changes,
+the calibrator has learned what the model's answers are biased to, and moves decisions.
 """
 HEAD = (
     "| set | options | n | accuracy before | accuracy after | ECE before | ECE after | NLL before | NLL after "
-    "| calibrator | raw, 5% | split, 5% | raw, 20% | split, 20% |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n"
+    "| calibrator | raw, 5% | split, 5% | raw, 20% | split, 20% |\n" + 14 * "|---" + "|\n"
 )
 
 
