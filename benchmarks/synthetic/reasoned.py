@@ -4,7 +4,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from benchmarks.synthetic.task import TASKS
 from demur.calibration import calibration_report
 from demur.training.data import Example
 from demur.training.direct import DirectSettings
-from demur.training.extraction import Diagnosis, diagnose
+from demur.training.extraction import Diagnosis, Swap, diagnose
 from demur.training.fixed_points import FloatArray
 from demur.training.objectives import Objective
 from demur.training.reasoned import ReasonedTrainer, RolloutPlan, as_dataset, decision_reward, trl_arguments
@@ -76,6 +76,13 @@ class ReasonedResult(Result):
     tally: float
     extraction: Diagnosis
 
+    @classmethod
+    def of(cls, row: dict[str, Any]) -> "ReasonedResult":
+        """From what `asdict` made."""
+        found = row["extraction"]
+        swaps = {name: Swap(**swap) for name, swap in found["swaps"].items()}
+        return cls(**row | {"extraction": Diagnosis(**found | {"swaps": swaps})})
+
 
 def train_reasoned(task_name: str, arm: str, seed: int, budget: ReasonedBudget) -> ReasonedResult:
     """Train one arm from the start that all share, and measure it on held-out prompts, the same for all arms."""
@@ -130,7 +137,7 @@ def trained(tally: Tally, arm: str, seed: int, budget: ReasonedBudget) -> tuple[
     if objective is not None:
         model = deepcopy(reinforced(tally, objective, seed, budget))
         if arm != OWN_CORRECT:
-            return model, lambda _, pi: settled(objective, pi)
+            return model, lambda _, pi: settled(_alone(objective), pi)
         frozen = deepcopy(model)
         light = DirectSettings(budget.own_correct_steps, learning_rate=budget.learning_rate / 5)
         teach(model, own_correct(frozen, tally, budget, seed), tally, light)
@@ -145,6 +152,14 @@ def trained(tally: Tally, arm: str, seed: int, budget: ReasonedBudget) -> tuple[
     taught = tally.taught(budget.prompts * budget.group, np.random.default_rng(30_000 + seed), 0.0)
     teach(model, taught, tally, DirectSettings(budget.steps, learning_rate=budget.learning_rate))
     return model, lambda _, pi: pi
+
+
+def _alone(objective: Objective) -> Objective:
+    """The objective as the decision meets it: without a policy loss there, a term's weight says nothing about where."""
+    if objective.policy_weight > 0:
+        return objective
+    whole = {"calibration_weight": 1.0} if objective.target else {"brier_weight": 1.0}
+    return replace(objective, **whole)  # type: ignore[arg-type]
 
 
 @lru_cache(maxsize=1)
