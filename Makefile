@@ -14,7 +14,7 @@ LINKS := build/namespace/.linked
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-drift bundle test lint format bench lock clean
+.PHONY: help setup demo demo-drift bundle test test-engines test-others lint format bench lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -48,8 +48,14 @@ bundle: setup ## make the bundle that the demo serves anew
 	  --searched examples/data/voice_intent_searched.jsonl --family 144 --valid-days 3650 \
 	  --model $(DEMO) --model-name SmolLM2-135M-Instruct --out examples/bundles/voice_intent --reads out/voice_intent.jsonl --replace
 
-test: setup ## run the whole suite
-	$(BIN)/python -m pytest
+test: setup ## run the whole suite: the tests with engines, and the others beside them
+	@$(MAKE) --no-print-directory --jobs=2 --keep-going --output-sync=target test-engines test-others
+
+test-engines:
+	$(BIN)/python -m pytest -m engine
+
+test-others:
+	$(BIN)/python -m pytest -m "not engine"
 
 lint: setup ## ruff, mypy and the import rules
 	$(BIN)/ruff check .

@@ -13,6 +13,14 @@ if TYPE_CHECKING:
     from tests.live import Live, LiveServer
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m looks at the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whatever uses the shared engine is marked: `make test` runs those tests in one process, the others beside it."""
+    for item in items:
+        if "live" in getattr(item, "fixturenames", ()):
+            item.add_marker("engine")
+
+
 @pytest.fixture(scope="session")
 def demo_model() -> Path:
     """Directory of the demo model, where `make setup` puts it."""

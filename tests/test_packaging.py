@@ -57,7 +57,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         copy(origin, source / name)
     run(sys.executable, "-m", "venv", folder / "venv", cwd=folder)
     python = folder / "venv" / "bin" / "python"
-    run(python, "-m", "pip", "install", "--quiet", "--no-input", "--retries=2", source, cwd=folder)
+    run(python, "-m", "pip", "install", "--quiet", "--no-input", "--no-compile", "--retries=2", source, cwd=folder)
     return python
 
 

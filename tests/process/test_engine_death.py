@@ -10,7 +10,7 @@ import pytest
 
 from tests.process.server import ServerProcess, wait_for
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.engine, pytest.mark.process]
 
 CALLERS = 16
 

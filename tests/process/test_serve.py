@@ -14,7 +14,7 @@ import pytest
 
 from tests.process.server import BIN, ServerProcess, wait_for
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.engine, pytest.mark.process]
 
 KEY = {"authorization": "Bearer key-1"}
 
