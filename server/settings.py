@@ -75,7 +75,7 @@ class Settings(BaseModel):
     max_num_seqs: int | None = Field(None, ge=1, description="Reads in one engine step; 64 on a CPU.")
     max_num_batched_tokens: int | None = Field(None, ge=1, description="Tokens in one engine step; 2048 on a CPU.")
     block_size: int | None = Field(None, ge=1, description="Tokens of a cached block; 32 on a CPU.")
-    kv_cache_gib: float | None = Field(None, gt=0, description="Memory for cached prefixes; 2 on a CPU.")
+    kv_cache_gib: float | None = Field(None, gt=0, description="For cached prefixes; 2 on a CPU (whole GiB there).")
     gpu_memory_utilization: float | None = Field(None, gt=0, le=1, description="Share of GPU memory to use.")
     tensor_parallel_size: int = Field(1, ge=1, description="GPUs that share the model.")
     compile: bool = Field(False, description="Compile the model on a CPU too; wants a C++ compiler.")

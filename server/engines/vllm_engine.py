@@ -1,6 +1,7 @@
 """Decision-token reads on vLLM's `AsyncLLM`, in this process (its workers are child processes)."""
 
 import asyncio
+import math
 import os
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
@@ -59,7 +60,7 @@ def _prepare_environment(settings: VllmSettings) -> None:
         cores = ",".join(str(core) for core in sorted(os.sched_getaffinity(0)))
         # Left alone, vLLM takes one hardware thread per core, and 92% of memory for the KV cache.
         defaults["VLLM_CPU_OMP_THREADS_BIND"] = settings.threads or cores
-        defaults["VLLM_CPU_KVCACHE_SPACE"] = f"{settings.kv_cache_gib or 2:g}"
+        defaults["VLLM_CPU_KVCACHE_SPACE"] = str(math.ceil(settings.kv_cache_gib or 2))  # vLLM takes whole GiB
         if not settings.compile:
             # Else the log-probability gather is compiled with g++ on the first read.
             defaults["TORCHDYNAMO_DISABLE"] = "1"

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from time import monotonic
 
@@ -33,6 +33,8 @@ class DecisionLog:
         self._written = written
         self._capacity = capacity
         self._waiting: deque[tuple[float, DecisionRecord]] = deque()
+        self._ids: set[str] = set()
+        self._progress = asyncio.Event()
         self._wake = asyncio.Event()
         self._closing = False
         #: So many are written one by one, since one of them was refused.
@@ -50,6 +52,7 @@ class DecisionLog:
             self.lost["full"] += 1
             return
         self._waiting.append((monotonic(), record))
+        self._ids.add(record.id)
         self._wake.set()
 
     @property
@@ -61,6 +64,16 @@ class DecisionLog:
     def lag_s(self) -> float:
         """Age of the oldest decision that waits, 0 without any."""
         return monotonic() - self._waiting[0][0] if self._waiting else 0.0
+
+    async def stored(self, ids: Iterable[str], timeout_s: float = 5.0) -> None:
+        """Returns when none of these decisions waits any more. Raises StoreUnavailable if that takes too long."""
+        missing = self._ids.intersection(ids)
+        try:
+            async with asyncio.timeout(timeout_s):
+                while missing := missing & self._ids:
+                    await self._progress.wait()
+        except TimeoutError:
+            raise StoreUnavailable("the decision is not stored yet") from None
 
     async def aclose(self, timeout_s: float = 5.0) -> None:
         """Writes what waits, for so long; the rest is lost, and counted."""
@@ -98,8 +111,11 @@ class DecisionLog:
         else:
             self._written()
         self._singly = max(0, self._singly - 1)
-        for _ in batch:
+        for record in batch:
             self._waiting.popleft()
+            self._ids.discard(record.id)
+        self._progress.set()
+        self._progress = asyncio.Event()
 
     def _lose(self, reason: str, n: int) -> None:
         if n:

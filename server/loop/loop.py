@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from time import monotonic
 from typing import Self, TypeVar
@@ -86,6 +86,13 @@ class Loop:
         """As `Store.read`; raises what callers are answered with."""
         try:
             return await self.store.read(job)
+        except StoreUnavailable as error:
+            raise NotNow(f"{error}; try again later", retry_after=self.settings.retry_after_s) from None
+
+    async def stored(self, ids: Iterable[str]) -> None:
+        """As `DecisionLog.stored`: whoever just had an answer may ask for it, or label it, at once."""
+        try:
+            await self.log.stored(ids)
         except StoreUnavailable as error:
             raise NotNow(f"{error}; try again later", retry_after=self.settings.retry_after_s) from None
 

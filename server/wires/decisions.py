@@ -25,10 +25,11 @@ def routes(services: Services) -> list[Route]:
         wanted = request.path_params["id"]
         if "\0" in wanted:  # which PostgreSQL would not be asked
             raise NotFound("there is no such decision here")
+        await loop.stored([wanted])
         found = await loop.read(lambda connection: decisions.find(connection, loop.store.options, wanted))
         # A decision that another key asked for is none of this one's business.
         if found is None or not (caller.may_label or found.decision.key == caller.key_id):
-            raise NotFound("there is no such decision here; a new one is stored within a second")
+            raise NotFound("there is no such decision here; another process's is stored within a second")
         task = services.tasks.current.get(found.decision.task)
         return json_reply(_members(found, told=caller.may_label or (task is not None and task.show_audit)))
 

@@ -43,6 +43,7 @@ def routes(services: Services) -> list[Route]:
         raw = await services.read(request)
         given, single = parse(raw, services.settings.max_feedback)
         key = _idempotency_key(request)
+        await loop.stored(one.decision_id for one in given)
         results = await _give(loop, given, caller, raw, key)
         await loop.labelled()
         if single and (problem := results[0]["problem"]) is not None:
