@@ -34,8 +34,8 @@ $(LINKS): pyproject.toml
 	@mkdir -p build/namespace/demur && cd build/namespace/demur && for part in decision calibration server training clients; do ln -sfn ../../../$$part $$part; done
 	@touch $@
 
-$(DEMO)/config.json: | $(STAMP)
-	$(BIN)/demur export-demo-model $(DEMO)
+$(DEMO)/config.json: $(wildcard examples/adapter/*) | $(STAMP)
+	$(BIN)/demur export-demo-model $(DEMO) --force
 
 demo: setup ## serve the demo model with the example tasks (PORT=8000)
 	$(BIN)/demur serve --demo --port $(PORT)
@@ -45,8 +45,8 @@ demo-drift: setup ## break a certificate with shifted traffic, see it withdrawn 
 
 bundle: setup ## make the bundle that the demo serves anew
 	$(BIN)/demur calibrate --task examples/tasks/voice_intent.yaml --data examples/data/voice_intent.jsonl \
-	  --searched examples/data/voice_intent_searched.jsonl --family 144 --valid-days 3650 \
-	  --model $(DEMO) --model-name SmolLM2-135M-Instruct --out examples/bundles/voice_intent --reads out/voice_intent.jsonl --replace
+	  --searched examples/data/voice_intent_searched.jsonl --family 150 --attempt 3 --alpha 0.02 --valid-days 3650 \
+	  --model $(DEMO) --model-name SmolLM2-135M-demo --out examples/bundles/voice_intent --reads out/voice_intent.jsonl --replace
 
 test: setup ## run the whole suite: the tests with engines, and the others beside them
 	@$(MAKE) --no-print-directory --jobs=2 --keep-going --output-sync=target test-engines test-others

@@ -120,7 +120,7 @@ def judge(name: str, readings: Readings, data: LabelledData, task: Task, readout
 async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--model", default="models/demo")
+    parser.add_argument("--model", default="models/plain")
     parser.add_argument("--rows", type=int, default=240, help="at most so many of each set")
     parser.add_argument("--only", choices=list(SETS), help="read this set and print its row of the table")
     parser.add_argument("--reads", type=Path, default=Path("out/real_sets"), help="where reads are kept")

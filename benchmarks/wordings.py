@@ -99,7 +99,7 @@ def task_of(wording: str, length: LengthHandling) -> Task:
 
 async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="models/demo")
+    parser.add_argument("--model", default="models/plain")
     parser.add_argument("--first", type=int, default=0, help="Trial to begin with.")
     given = parser.parse_args()
     engine = await VllmEngine.start(VllmSettings(model=given.model))

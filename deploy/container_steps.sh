@@ -24,7 +24,7 @@ PATH=$work/demur/bin:$PATH
 export PATH DEMUR_URL="http://127.0.0.1:$port" DEMUR_API_KEYS=container-steps DEMUR_API_KEY=container-steps
 
 cd "$work/home"
-demur export-demo-model "$work/models/current"
+demur export-demo-model --plain "$work/models/current"
 demur serve --host 127.0.0.1 --port "$port" --model "$work/models/current" --tasks "$root/examples/tasks" &
 server=$!
 tries=180

@@ -67,14 +67,15 @@ def version() -> None:
 
 @main.command("export-demo-model")
 @click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--plain", is_flag=True, help="SmolLM2-135M-Instruct as it is, without the adapter.")
 @click.option("--force", is_flag=True, help="Replace what is there.")
-def export_demo_model(directory: Path, force: bool) -> None:
-    """Write the demo model (SmolLM2-135M-Instruct, 540 MB) to DIRECTORY, unless it is there."""
+def export_demo_model(directory: Path, plain: bool, force: bool) -> None:
+    """Write the demo model to DIRECTORY, unless it is there: SmolLM2-135M-Instruct with our adapter, 540 MB."""
     from demur.server.demo_model import DemoModelMissing
     from demur.server.demo_model import export_demo_model as export
 
     try:
-        click.echo(export(directory, force=force))
+        click.echo(export(directory, plain=plain, force=force))
     except (DemoModelMissing, OSError) as error:
         fail(str(error))
 
@@ -100,16 +101,17 @@ def serve(demo: bool, config: Path | None, **flags: Any) -> None:
 
 def demo_settings(given: Settings) -> dict[str, Any]:
     """What `--demo` stands for, where nothing else was given."""
-    from demur.server.demo_model import DEMO_MODEL_NAME, DemoModelMissing
+    from demur.server.demo_model import ADAPTER, DEMO_MODEL_NAME, PLAIN_MODEL_NAME, DemoModelMissing
     from demur.server.demo_model import export_demo_model as export
 
     settings: dict[str, Any] = {}
     if given.model is None:
         try:
-            settings["model"] = str(export(DEMO_MODEL))
+            plain = not ADAPTER.is_dir()
+            settings["model"] = str(export(DEMO_MODEL, plain=plain, renew=True))
         except (DemoModelMissing, OSError) as error:
             fail(str(error))
-        settings["model_name"] = given.model_name or DEMO_MODEL_NAME
+        settings["model_name"] = given.model_name or (PLAIN_MODEL_NAME if plain else DEMO_MODEL_NAME)
     examples, bundles = Path("examples/tasks"), Path("examples/bundles")
     if given.tasks is None and examples.is_dir():
         settings["tasks"] = examples

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from demur.server.demo_model import export_demo_model
+from demur.server.demo_model import DEMO_MODEL_NAME, export_demo_model
 from demur.server.settings import Settings
 from tests.postgres import Cluster, cluster, psql
 
@@ -24,7 +24,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def demo_model() -> Path:
     """Directory of the demo model, where `make setup` puts it."""
-    return export_demo_model(Path("models/demo"))
+    return export_demo_model(Path("models/demo"), renew=True)
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +35,7 @@ def live(demo_model: Path) -> Iterator["Live"]:
 
     live = Live()
     try:
-        live.start(VllmSettings(model=str(demo_model), name="SmolLM2-135M-Instruct", kv_cache_gib=2))
+        live.start(VllmSettings(model=str(demo_model), name=DEMO_MODEL_NAME, kv_cache_gib=2))
         yield live
     finally:
         live.close()

@@ -30,7 +30,7 @@ BUNDLE = EXAMPLES / "bundles" / "voice_intent"
 #: The README shows these.
 SHOWN = (
     "how many calories are in an apple",
-    "make a reservation at 5 pm today for 2 at olive garden",
+    "book me a room and a table for tonight",
     "what is the meaning of life",
 )
 
@@ -78,7 +78,8 @@ def test_calibrate_and_evaluate_through_a_server(
     figures = json.loads((tmp_path / "report" / "report.json").read_text(encoding="utf-8"))
     assert (figures["n"], figures["left_out"]) == (120, left_out)
     assert "1 that occurred before, 1 that the checkpoint was trained on." in page
-    assert figures["after"]["ece_quantile_15"] < figures["before"]["ece_quantile_15"]
+    # The trained model may need no calibrator at all.
+    assert figures["after"]["ece_quantile_15"] <= figures["before"]["ece_quantile_15"] + 1e-9
 
 
 @pytest.mark.parametrize(
@@ -175,7 +176,7 @@ def test_slices_are_certified_and_served_on_both_wires(live: "Live", tmp_path: P
                 "named": {"type": "task", "task": "reply"},
                 "phone": {"type": "task", "task": "reply", "slice": "phone"},
             }
-            asked = {"model": "SmolLM2-135M-Instruct", "state": sure, "questions": questions}
+            asked = {"model": live.engine.identity.name, "state": sure, "questions": questions}
             told = client.post("/v1/systemone", json=asked).raise_for_status().json()["answers"]
             assert told["named"]["x_demur"]["certificate"] == trusted[0]["certificate"]
             assert told["named"]["probabilities"] == pytest.approx(trusted[0]["probabilities"], abs=1e-4)

@@ -15,7 +15,7 @@ def served(monkeypatch, tmp_path):
     monkeypatch.setattr(cli, "run_server", lambda settings, **_: seen.append(settings) or 0)
     monkeypatch.setattr(demo_model, "export_demo_model", lambda target, **_: target)
     monkeypatch.chdir(tmp_path)
-    for name in ("tasks", "bundles"):
+    for name in ("tasks", "bundles", "adapter"):
         Path("examples", name).mkdir(parents=True)
 
     def serve(*arguments, **environment):
