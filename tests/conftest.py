@@ -42,9 +42,9 @@ def live(demo_model: Path) -> Iterator["Live"]:
 
 
 @pytest.fixture(scope="session")
-def demo_server(live: "Live") -> Iterator["LiveServer"]:
-    """A server with the example tasks on the shared engine, without keys."""
-    server = live.serve(Settings(queue_size=512))
+def demo_server(live: "Live", tmp_path_factory: pytest.TempPathFactory) -> Iterator["LiveServer"]:
+    """A server with the example tasks and a store on the shared engine, without keys."""
+    server = live.serve(Settings(queue_size=512, state_dir=tmp_path_factory.mktemp("state")))
     yield server
     live.stop(server)
 

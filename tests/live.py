@@ -21,6 +21,7 @@ from demur.server.decide import DecidePipeline
 from demur.server.desk import CalibrationDesk
 from demur.server.engines.vllm_engine import VllmEngine, VllmSettings
 from demur.server.lifecycle import Lifecycle
+from demur.server.loop.loop import Loop
 from demur.server.registry import Registry
 from demur.server.serve import bind
 from demur.server.services import ServedModel
@@ -78,7 +79,10 @@ class Live:
         model = ServedModel(self.engine.identity.name, "The demo model.", "2026-01-01")
         registry = Registry(tasks, prepared.bundles)
         desk = CalibrationDesk(lambda: pipeline, registry, tasks=Path(directory), bundles=settings.bundles)
-        app = create_app(pipeline, registry, settings, lifecycle, model, desk=desk)
+        loop = Loop.open(settings)
+        if loop is not None:
+            loop.start()
+        app = create_app(pipeline, registry, settings, lifecycle, model, desk=desk, loop=loop)
         listener = bind("127.0.0.1", 0)
         http = _Http(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off"))
         serving = asyncio.create_task(http.serve(sockets=[listener]))
@@ -89,6 +93,8 @@ class Live:
         async def stop() -> None:
             server.http.should_exit = True
             await server.serving
+            if (loop := server.app.services.loop) is not None:
+                await loop.aclose()
 
         self.run(stop())
 
