@@ -148,7 +148,7 @@ class AsyncClient:
         ]
 
     async def decision(self, id: str) -> StoredDecision:  # noqa: A002
-        """A decision as the server keeps it, with its labels. Raises `NotFound`; a process that did not answer it may need a second to know it."""
+        """A decision as the server keeps it, with its labels. Raises `NotFound`; others know it in a second."""
         return await self._run(_loop_calls.decision(id))
 
     async def review(

@@ -169,7 +169,7 @@ class Client:
         ]
 
     def decision(self, id: str) -> StoredDecision:  # noqa: A002
-        """A decision as the server keeps it, with its labels. Raises `NotFound`; a process that did not answer it may need a second to know it."""
+        """A decision as the server keeps it, with its labels. Raises `NotFound`; others know it in a second."""
         return self._run(_loop_calls.decision(id))
 
     def review(self, task: str | None = None, kind: Kind | None = None, *, page_size: int = 50) -> Iterator[ReviewItem]:
