@@ -91,7 +91,7 @@ def stats(one: "Store") -> None:
 def export(one: "Store", task: str | None, training: bool) -> None:
     """Write all audits as JSON Lines, in the order drawn, with the labels in force.
 
-    Only drawn decisions are evidence, so only they are exported. Lines with an input are data for `demur calibrate`.
+    Only drawn decisions are evidence, so only they are exported; `recertify` reads them in the store itself.
 
     With --training it is the other way round: labelled decisions with a stored input that were not drawn, and none with
     the input of one that was. Audits certify, so nothing may learn from them.
