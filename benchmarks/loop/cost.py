@@ -25,7 +25,7 @@ from demur.server.settings import Settings
 from demur.server.store.upkeep import totals
 from demur.server.types import Decider, DecideRequest
 
-ROUNDS, INPUTS, CALLERS = 16, 64, 16
+ROUNDS, INPUTS, CALLERS = 12, 256, 16
 _TASK = "voice_intent"
 
 
@@ -37,7 +37,7 @@ def run() -> list[Row]:
 
 async def _run(texts: list[str]) -> list[Row]:
     with tempfile.TemporaryDirectory() as place:
-        settings = Settings(model=str(DEMO), model_name="SmolLM2-135M-Instruct", state_dir=Path(place))
+        settings = Settings(model=str(DEMO), model_name="SmolLM2-135M-demo", state_dir=Path(place))
         tasks, bundles = load_tasks(Path("examples/tasks")), read_bundles(Path("examples/bundles"))
         engine = await VllmEngine.start(vllm_settings(settings))
         pipeline = DecidePipeline(engine, max_input_tokens=settings.max_input_tokens)

@@ -13,8 +13,8 @@ from demur.server.store.errors import StoreUnavailable
 from demur.server.store.records import DecisionRecord
 from demur.server.store.store import Store
 
-#: Seconds that decisions gather for a batch; long enough to share the wait for the disk.
-_GATHER_S = 0.1
+#: Seconds that decisions gather for a batch, unless somebody asks for one: a transaction costs as much as many rows.
+_GATHER_S = 0.5
 _BATCH = 500
 _RETRY_S = 0.5
 
@@ -36,6 +36,7 @@ class DecisionLog:
         self._ids: set[str] = set()
         self._progress = asyncio.Event()
         self._wake = asyncio.Event()
+        self._hurry = asyncio.Event()
         self._closing = False
         #: So many are written one by one, since one of them was refused.
         self._singly = 0
@@ -53,6 +54,8 @@ class DecisionLog:
             return
         self._waiting.append((monotonic(), record))
         self._ids.add(record.id)
+        if len(self._waiting) >= _BATCH:
+            self._hurry.set()
         self._wake.set()
 
     @property
@@ -68,6 +71,8 @@ class DecisionLog:
     async def stored(self, ids: Iterable[str], timeout_s: float = 5.0) -> None:
         """Returns when none of these decisions waits any more. Raises StoreUnavailable if that takes too long."""
         missing = self._ids.intersection(ids)
+        if missing:
+            self._hurry.set()
         try:
             async with asyncio.timeout(timeout_s):
                 while missing := missing & self._ids:
@@ -79,6 +84,7 @@ class DecisionLog:
         """Writes what waits, for so long; the rest is lost, and counted."""
         self._closing = True
         self._wake.set()
+        self._hurry.set()
         if self._work is not None:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(timeout_s):
@@ -89,8 +95,10 @@ class DecisionLog:
         while self._waiting or not self._closing:
             await self._wake.wait()
             self._wake.clear()
-            if not self._closing:
-                await asyncio.sleep(_GATHER_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_GATHER_S):
+                    await self._hurry.wait()
+            self._hurry.clear()
             while self._waiting:
                 size = 1 if self._singly else min(len(self._waiting), _BATCH)
                 await self._write([record for _, record in islice(self._waiting, size)])
