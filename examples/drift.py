@@ -43,9 +43,9 @@ BATCH = 16
 #: Seconds that a day lasts, the share of decisions that is drawn, and days until a drawn one gets its label.
 DAY_S, RATE, DELAY_DAYS = 3.0, 0.25, (0.5, 3.0)
 #: Requests at most under the shift, labels after which the operator tries to recertify, and requests after that.
-SHIFTED, FIRST_TRY, TRY_EVERY, TRIES, RENEWED = 3000, 200, 100, 6, 400
+SHIFTED, FIRST_TRY, TRY_EVERY, TRIES, RENEWED = 3000, 200, 150, 6, 400
 #: A group: so many requests at least, and shares of the shifted traffic that it may have.
-SMALLEST, SHARES = 5, (0.9, 0.75, 0.6, 0.45, 0.3)
+SMALLEST, SHARES = 20, (0.9, 0.75, 0.6, 0.45, 0.3)
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ class Story:
 def shift_that_hurts(sent: Sequence[Sent], alpha: float) -> Shift:
     """Of groups of requests that share an intent or a word: the one that makes the risk largest, yet not hopeless.
 
-    Hopeless is traffic of which no stricter threshold trusts a quarter at half of alpha. All of it is read off answers
+    Hopeless is traffic of which no stricter threshold trusts 30% at a quarter of alpha. All of it is read off answers
     to the same requests, so the shift does what is expected of it.
     """
     score, trusted, wrong = (np.array([getattr(one, name) for one in sent]) for name in ("score", "trusted", "wrong"))
@@ -234,7 +234,7 @@ def _renewable(score: NDArray[np.float64], wrong: NDArray[np.bool_], weight: NDA
     order = np.argsort(-score, kind="stable")
     covered = np.cumsum(weight[order])
     risk = np.cumsum((weight * wrong)[order]) / covered
-    return bool(((covered >= 0.25) & (risk <= alpha / 2)).any())
+    return bool(((covered >= 0.3) & (risk <= alpha / 4)).any())
 
 
 def tell(story: Story) -> None:
