@@ -91,19 +91,19 @@ class Tally:
             tokenizer_object=core, pad_token=words[self.pad], eos_token=words[self.end], padding_side="left"
         )
 
-    def decoder(self, seed: int) -> LlamaForCausalLM:
-        """A small decoder with random weights; counting takes two layers."""
+    def decoder(self, seed: int, *, width: int = 32, spread: float = 0.1, context: int = 64) -> LlamaForCausalLM:
+        """A small decoder with random weights of standard deviation `spread`; counting takes two layers."""
         torch.manual_seed(seed)
         return LlamaForCausalLM(
             LlamaConfig(
                 vocab_size=self.vocabulary,
-                hidden_size=32,
-                intermediate_size=96,
+                hidden_size=width,
+                intermediate_size=3 * width,
                 num_hidden_layers=2,
                 num_attention_heads=4,
                 num_key_value_heads=4,
-                max_position_embeddings=64,
-                initializer_range=0.1,
+                max_position_embeddings=context,
+                initializer_range=spread,
                 pad_token_id=self.pad,
                 bos_token_id=None,
                 eos_token_id=self.end,

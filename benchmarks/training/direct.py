@@ -5,9 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from datasets import Dataset
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.synthetic.tally import Tally
 from benchmarks.synthetic.task import Evidence
@@ -43,7 +41,7 @@ def direct_against_trl(out: Path, steps: int, seed: int) -> Direct:
     symbols, gold = TASK.draw(steps * PROMPTS, np.random.default_rng(1000 + seed))
     rows = [replace(example, after_thought=()) for example in tally.examples(symbols, gold)]
     start = _start(seed)
-    ours, theirs = _model(), _model()
+    ours, theirs = _decoder(seed), _decoder(seed)
     for model in (ours, theirs):
         model.load_state_dict(start.state_dict())
     shared: dict[str, Any] = {"use_cpu": True, "disable_tqdm": True, "save_strategy": "no"}
@@ -75,29 +73,13 @@ def direct_against_trl(out: Path, steps: int, seed: int) -> Direct:
     )
 
 
-def _model() -> LlamaForCausalLM:
-    tally = Tally(TASK)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=tally.vocabulary,
-            hidden_size=96,
-            intermediate_size=288,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=4,
-            max_position_embeddings=128,
-            initializer_range=0.05,
-            pad_token_id=tally.pad,
-            bos_token_id=None,
-            eos_token_id=tally.end,
-        )
-    )
+def _decoder(seed: int) -> Any:
+    return Tally(TASK).decoder(seed, width=96, spread=0.05, context=128)
 
 
 def _start(seed: int) -> Any:
     """A decoder after a short SFT: it answers with labels, and is far from done."""
-    torch.manual_seed(seed)
-    model = _model()
+    model = _decoder(seed)
     objective = Objective(policy_weight=0, target="gold", calibration_weight=1.0)
     settings = DirectSettings(steps=30, learning_rate=2e-3, seed=seed)
     for _ in DirectTrainer(model, objective, settings, TASK.batches(32, seed)).run():

@@ -39,7 +39,9 @@ class LoggedDecider:
         exhausted = self._auditor.count()
         if draw.drawn and await self._auditor.keep(self._record(decision, draw), task):
             return replace(decision, audit=True)
+        kept = draw
         if draw.drawn or (exhausted and decision.verdict is Verdict.TRUST):
+            kept = replace(draw, drawn=False)
             decision = replace(
                 decision,
                 verdict=Verdict.REVIEW,
@@ -47,7 +49,7 @@ class LoggedDecider:
                 reason_detail="the store does not take audits",
                 guarantee=None,
             )
-        self._log.put(self._record(decision, replace(draw, drawn=False)))
+        self._log.put(self._record(decision, kept))
         return replace(decision, audit=False)
 
     def _record(self, decision: Decision, draw: Draw) -> DecisionRecord:
