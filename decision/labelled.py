@@ -30,9 +30,9 @@ _MOST_FAULTS = 20
 class LabelledRow:
     """One row: `text` as the model reads it, `label` the index of an option (None in unlabelled data).
 
-    `own` is the row's own question, None where it is the task's. `thought` is the reasoning that somebody wrote, never
-    part of the row's hash. `unit` is what counts as one piece of evidence: the
-    group, or the row itself. `slice` is given where the task has slices.
+    `own` is the row's own question, None where it is the task's. `thought` is the reasoning that somebody wrote and
+    `meta` is kept as it stands, unchecked; neither is part of the row's hash. `unit` is what counts as one piece
+    of evidence: the group, or the row itself. `slice` is given where the task has slices.
     """
 
     line: int
@@ -44,6 +44,7 @@ class LabelledRow:
     own: Question | None = None
     slice: str | None = None
     thought: str | None = None
+    meta: object = field(default=None, compare=False, repr=False)
 
     @property
     def unit(self) -> str:
@@ -191,6 +192,7 @@ def _row(line: int, text: bytes, question: Question, labelled: bool, slice_by: s
         own=own,
         slice=_slice(value, slice_by),
         thought=_thought(value),
+        meta=value.get("meta"),
     )
 
 

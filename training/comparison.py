@@ -1,7 +1,7 @@
 """Arms measured and compared: proper scores decide, calibration errors stand beside their noise floor."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +43,8 @@ class Figures:
         noise: mean `ece` that a perfectly calibrated model with these confidences would score.
         raw_ece, raw_ece_count: of the top label's probability out of the whole vocabulary.
         label_mass: mean probability of all labels together.
+        kl, tv: Kullback-Leibler divergence (nats) from the annotators' shares to the probabilities, and total variation
+            between them; None unless every row has shares.
     """
 
     accuracy: float
@@ -57,6 +59,8 @@ class Figures:
     raw_ece: float
     raw_ece_count: float
     label_mass: float
+    kl: float | None = None
+    tv: float | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Row:
-    """One arm with one calibrator on one set. `against`: differences of `nll`, `brier` and `accuracy`."""
+    """One arm with one calibrator on one set. `against`: differences of what `row_scores` gives."""
 
     arm: str
     post_hoc: str
@@ -127,14 +131,20 @@ def compare(
 
 
 def row_scores(readings: Readings) -> dict[str, FloatArray]:
-    """Each row's `nll`, `brier` and `accuracy`, [n]."""
+    """Each row's `nll`, `brier` and `accuracy`, and where there are annotators' shares `kl` and `tv`; [n] each."""
     p, rows = readings.probabilities, np.arange(len(readings.gold))
-    gold = p[rows, readings.gold]
-    return {
-        "nll": -np.log(np.maximum(gold, np.finfo(np.float64).eps)),
+    gold, floored = p[rows, readings.gold], np.maximum(p, np.finfo(np.float64).eps)
+    scores = {
+        "nll": -np.log(floored[rows, readings.gold]),
         "brier": (p**2).sum(axis=1) - 2 * gold + 1,
         "accuracy": (p.argmax(axis=1) == readings.gold).astype(np.float64),
     }
+    if (shares := readings.shares) is not None:
+        # An option that nobody chose adds nothing.
+        ratio = np.where(shares > 0, shares, 1) / np.where(shares > 0, floored, 1)
+        scores["kl"] = (shares * np.log(ratio)).sum(axis=1)
+        scores["tv"] = np.abs(shares - p).sum(axis=1) / 2
+    return scores
 
 
 def paired_difference(ours: FloatArray, theirs: FloatArray, *, seed: int = 0) -> Difference:
@@ -176,14 +186,14 @@ def _calibrated(readings: Mapping[str, Readings], name: str, post_hoc: str, fit_
     if fit_on is not None:
         known = readings[fit_on]
         mapped = calibrator.fit(_log(known.probabilities), known.gold, options_vary=True).transform(_log(p))
-        return Readings(found.hashes, mapped, gold)
+        return replace(found, raw=mapped)
     # Rows are ordered by their hash, so every fifth one is a random fifth.
     fold, mapped = np.arange(len(p)) % _FOLDS, p.copy()
     for held_out in range(_FOLDS):
         inside = fold == held_out
         fitted = calibrator.fit(_log(p[~inside]), gold[~inside], options_vary=True)
         mapped[inside] = fitted.transform(_log(p[inside]))
-    return Readings(found.hashes, mapped, gold)
+    return replace(found, raw=mapped)
 
 
 def _figures(seeds: Sequence[Readings]) -> Figures:
@@ -207,9 +217,11 @@ def _figures(seeds: Sequence[Readings]) -> Figures:
                 raw_ece=raw[0].expected_error,
                 raw_ece_count=raw[1].expected_error,
                 label_mass=float(readings.raw.sum(axis=1).mean()),
+                **{name: float(scores.mean()) for name, scores in row_scores(readings).items() if name in ("kl", "tv")},
             )
         )
-    return Figures(**{name: float(np.mean([getattr(one, name) for one in found])) for name in vars(found[0])})
+    known = [name for name, value in vars(found[0]).items() if value is not None]
+    return Figures(**{name: float(np.mean([getattr(one, name) for one in found])) for name in known})
 
 
 def _log(p: FloatArray) -> FloatArray:

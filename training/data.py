@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
-from demur.decision.errors import InputTooLongError, LabelError
+from demur.decision.errors import DataFileError, InputTooLongError, LabelError
 from demur.decision.labelled import LabelledData, LabelledRow, data_faults
 from demur.decision.prompt import CompiledPrompt, PromptBuilder
 from demur.decision.question import Question
@@ -17,6 +17,9 @@ from demur.training.sources import read_source
 #: The rows that `certify` names. They are read only to see that nothing is trained or chosen on them.
 CERTIFYING = "certifying"
 
+#: How far the sum of annotators' shares may be from 1, as rounded numbers are.
+_ROUNDING = 0.01
+
 
 @dataclass(frozen=True, slots=True)
 class Example:
@@ -24,7 +27,8 @@ class Example:
 
     `prompt`: token ids behind which a thought (reasoned) or the label (direct) follows. `label_ids`: the first token
     of each option's label. `after_thought`: ids that close a thought and lead to the label. `stop_ids` end a thought.
-    `sequences`: the labels' tokens, all of them. `thought`: the row's written thought, where it is learned.
+    `sequences`: the labels' tokens, all of them. `thought`: the row's written thought, where it is learned. `shares`:
+    of its annotators, by option, where the row has `meta.soft`; they sum to 1 and are only measured against.
     """
 
     hash: str
@@ -35,6 +39,7 @@ class Example:
     after_thought: tuple[int, ...] = field(repr=False)
     stop_ids: tuple[int, ...] = field(repr=False)
     thought: tuple[int, ...] = field(default=(), repr=False)
+    shares: tuple[float, ...] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +57,8 @@ class RunData:
         for name, examples in (("train", self.train), *self.evaluate.items()):
             digest.update(f"{name} {len(examples)}\n".encode())
             for example in examples:
-                digest.update(f"{example.hash} {example.gold} {example.prompt} {example.thought}\n".encode())
+                shares = "" if example.shares is None else f" {example.shares}"
+                digest.update(f"{example.hash} {example.gold} {example.prompt} {example.thought}{shares}\n".encode())
         return digest.hexdigest()
 
 
@@ -104,7 +110,7 @@ def load_data(recipe: Recipe, folder: Path, task: Task, builder: PromptBuilder) 
                     examples[name].append(_example(row, compiled.of(row.own), recipe.max_length, thought))
                 except InputTooLongError as error:
                     found.append(f"{place}: {error}")
-                except LabelError as error:
+                except (DataFileError, LabelError) as error:
                     found.append(f"{place}: {error}")
     if found and not drop:
         raise data_faults(found)
@@ -153,7 +159,23 @@ def _example(row: LabelledRow, compiled: CompiledPrompt, max_length: int, though
         after_thought=compiled.after_thought,
         stop_ids=compiled.stop_ids,
         thought=thought,
+        shares=_shares(row, len(compiled.spec.question.options)),
     )
+
+
+def _shares(row: LabelledRow, options: int) -> tuple[float, ...] | None:
+    """The `meta.soft` of a row, made to sum to 1. Raises DataFileError where it holds no shares of its options."""
+    given = row.meta.get("soft") if isinstance(row.meta, dict) else None
+    if given is None:
+        return None
+    if not isinstance(given, list) or any(type(share) not in (int, float) or share < 0 for share in given):
+        raise DataFileError("`meta.soft` must be a list of shares, none below 0")
+    if len(given) != options:
+        raise DataFileError(f"`meta.soft` has {len(given)} shares for {options} options")
+    total = sum(given)
+    if abs(total - 1) > _ROUNDING:
+        raise DataFileError(f"the shares of `meta.soft` sum to {total:.4g}, not 1")
+    return tuple(share / total for share in given)
 
 
 def _leaks(sets: Mapping[str, list[tuple[LabelledData, LabelledRow]]], question: Question) -> dict[str, str]:

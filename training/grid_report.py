@@ -19,10 +19,15 @@ _COLUMNS = {
     "raw ECE": "raw_ece",
     "raw equal count": "raw_ece_count",
 }
+_SHARES = {"KL to shares": "kl", "TV to shares": "tv"}
 
 _READ = (
     "NLL and Brier decide, as differences to `{}` with 95% intervals over rows and seeds. ECE has 15 bins and is to be "
     "seen beside its noise floor; raw: of the label's probability in the whole vocabulary."
+)
+_READ_SHARES = (
+    " KL (nats) and TV are to the annotators' shares. With few annotators these are noisy, which on average adds the "
+    "same to every arm's KL, not to its TV: read KL's differences."
 )
 
 
@@ -32,23 +37,27 @@ def table(rows: Sequence[Row], reference: str) -> str:
     for name in dict.fromkeys(row.evaluated_on for row in rows):
         ours = [row for row in rows if row.evaluated_on == name]
         seeds = sorted({row.seeds for row in ours})
+        shares = all(row.figures.kl is not None for row in ours)
+        columns = _COLUMNS | (_SHARES if shares else {})
+        compared = {"NLL": "nll", "Brier": "brier"} | ({"KL": "kl", "TV": "tv"} if shares else {})
+        headers = ["arm", *columns, *(f"{name} less {reference}'s" for name in compared)]
         lines += [
             f"### {name}: {ours[0].n} rows, seeds an arm: {', '.join(map(str, seeds))}",
             "",
-            _READ.format(reference),
+            _READ.format(reference) + (_READ_SHARES if shares else ""),
             "",
-            f"| arm | {' | '.join(_COLUMNS)} | NLL less {reference}'s | Brier less {reference}'s |",
-            "|---" * (len(_COLUMNS) + 3) + "|",
+            f"| {' | '.join(headers)} |",
+            "|---" * len(headers) + "|",
         ]
         for row in ours:
             arm = row.arm if row.post_hoc == "as it is" else f"{row.arm} + {row.post_hoc}"
             raw = row.post_hoc == "as it is"
             figures = [
                 f"{getattr(row.figures, key):.3f}" if raw or not key.startswith("raw") else ""
-                for key in _COLUMNS.values()
+                for key in columns.values()
             ]
             itself = row.arm == reference and raw
-            gaps = ["" if itself else _difference(row.against[key]) for key in ("nll", "brier")]
+            gaps = ["" if itself else _difference(row.against[key]) for key in compared.values()]
             lines.append(f"| {' | '.join([arm, *figures, *gaps])} |")
         lines.append("")
     return "\n".join(lines)

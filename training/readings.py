@@ -26,11 +26,13 @@ class Readings:
         hashes: [n], of the rows.
         raw: [n, K], probabilities of the labels, of the whole vocabulary.
         gold: [n], option indices.
+        shares: [n, K], of each row's annotators; None unless every row has them.
     """
 
     hashes: NDArray[np.str_]
     raw: FloatArray
     gold: NDArray[np.int64]
+    shares: FloatArray | None = None
 
     @property
     def probabilities(self) -> FloatArray:
@@ -42,20 +44,24 @@ class Readings:
 
     def rows(self, chosen: NDArray[Any]) -> "Readings":
         """Some of the rows."""
-        return Readings(self.hashes[chosen], self.raw[chosen], self.gold[chosen])
+        shares = None if self.shares is None else self.shares[chosen]
+        return Readings(self.hashes[chosen], self.raw[chosen], self.gold[chosen], shares)
 
     def joined(self, others: "list[Readings]") -> "Readings":
         """These and the rows of others, as of the folds of one data set; a row that several have is the first's."""
         parts = [self, *others]
-        hashes, raw, gold = (np.concatenate([getattr(part, name) for part in parts]) for name in Readings.__slots__)
-        _, first = np.unique(hashes, return_index=True)
-        return ordered(hashes[first], raw[first], gold[first])
+        hashes, raw, gold = (
+            np.concatenate([getattr(part, name) for part in parts]) for name in ("hashes", "raw", "gold")
+        )
+        shares = [part.shares for part in parts if part.shares is not None]
+        whole = Readings(hashes, raw, gold, np.concatenate(shares) if len(shares) == len(parts) else None)
+        # The places that are found are in the order of the hashes.
+        return whole.rows(np.unique(hashes, return_index=True)[1])
 
 
-def ordered(hashes: NDArray[Any], raw: FloatArray, gold: NDArray[Any]) -> Readings:
+def ordered(hashes: NDArray[Any], raw: FloatArray, gold: NDArray[Any], shares: FloatArray | None = None) -> Readings:
     """Readings of rows in any order."""
-    order = np.argsort(hashes, kind="stable")
-    return Readings(hashes[order], raw[order], gold[order])
+    return Readings(hashes, raw, gold, shares).rows(np.argsort(hashes, kind="stable"))
 
 
 def load_model(prepared: Prepared, trained: Path | None) -> Any:
@@ -91,13 +97,20 @@ def _read(prepared: Prepared, model: Any, examples: tuple[Example, ...], batch: 
             batch=batch,
         )
         raw = np.array([drawn[0].probabilities for drawn in rollouts])
-    return ordered(np.array([e.hash for e in examples]), raw, np.array([e.gold for e in examples]))
+    given = [e.shares for e in examples if e.shares is not None]
+    shares = np.array(given) if len(given) == len(examples) else None
+    return ordered(np.array([e.hash for e in examples]), raw, np.array([e.gold for e in examples]), shares)
 
 
 def save_readings(path: Path, sets: Mapping[str, Readings], *, made_from: str) -> None:
     """Writes readings whole or not at all; `made_from` says by what recipe and data."""
     aside = path.with_suffix(".writing")
-    arrays = {f"{name}/{part}": getattr(found, part) for name, found in sets.items() for part in Readings.__slots__}
+    arrays = {
+        f"{name}/{part}": array
+        for name, found in sets.items()
+        for part in Readings.__slots__
+        if (array := getattr(found, part)) is not None
+    }
     with aside.open("wb") as file:
         np.savez_compressed(file, made_from=np.array(made_from), **arrays)
         file.flush()
@@ -109,5 +122,6 @@ def load_readings(path: Path) -> tuple[dict[str, Readings], str]:
     """What `save_readings` wrote: the sets, and what they were made from."""
     with np.load(path, allow_pickle=False) as arrays:
         names = dict.fromkeys(key.rpartition("/")[0] for key in arrays.files if "/" in key)
-        sets = {name: Readings(*(arrays[f"{name}/{part}"] for part in Readings.__slots__)) for name in names}
+        parts = {name: [f"{name}/{part}" for part in Readings.__slots__] for name in names}
+        sets = {name: Readings(*(arrays[key] for key in keys if key in arrays)) for name, keys in parts.items()}
         return sets, str(arrays["made_from"])

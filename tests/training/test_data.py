@@ -90,6 +90,10 @@ def test_a_csv_fault_names_the_line_on_which_its_row_begins(tmp_path: Path, buil
         ({"input": "x", "label": "purple"}, 'label "purple" is not an option'),
         ({"input": " ", "label": "red"}, "the input is empty"),
         ({"input": "word " * 900, "label": "red"}, "tokens"),
+        ({"input": "x", "label": "red", "meta": {"soft": [0.5, 0.3, 0.1]}}, r"`meta\.soft` sum to 0\.9, not 1"),
+        ({"input": "x", "label": "red", "meta": {"soft": [0.5, 0.5]}}, "2 shares for 3 options"),
+        ({"input": "x", "label": "red", "meta": {"soft": [1.5, -0.5, 0]}}, "none below 0"),
+        ({"input": "x", "label": "red", "meta": {"soft": "red"}}, "a list of shares"),
         ({"input": "Thing  NUMBER 101", "label": "red"}, r"also stands in an evaluation set, dev\.jsonl:2"),
     ],
 )
@@ -105,6 +109,29 @@ def test_a_bad_row_is_refused_with_file_and_line_or_dropped_and_counted(
     assert len(dropped.train) == 2
     assert len(dropped.dropped) == 1
     assert len(dropped.evaluate["dev"]) == 3
+
+
+def test_shares_are_in_the_order_of_the_options_that_the_row_is_read_with(tmp_path: Path, builder: PromptBuilder):
+    write(
+        tmp_path / "train.jsonl",
+        [
+            {"input": "a", "label": "green", "meta": {"soft": [0.0, 0.6667, 0.3333]}},
+            {"input": "b", "label": "green", "options": ["green", "blue", "red"], "meta": {"soft": [0.75, 0.25, 0]}},
+            {"input": "c", "label": "green", "meta": {"source": "unknown"}},
+        ],
+    )
+    first, own, none = load(tmp_path, builder).train
+    assert first.shares == pytest.approx((0, 0.6667, 0.3333))
+    assert (own.gold, own.shares) == (0, (0.75, 0.25, 0))
+    assert none.shares is None
+
+
+def test_other_shares_are_other_data(tmp_path: Path, builder: PromptBuilder):
+    found = set()
+    for soft in ([0, 1, 0], [0, 0.6667, 0.3333]):
+        write(tmp_path / "train.jsonl", [{"input": "a", "label": "green", "meta": {"soft": soft}}])
+        found.add(load(tmp_path, builder).fingerprint)
+    assert len(found) == 2
 
 
 def test_labels_that_begin_alike_are_refused(tmp_path: Path, builder: PromptBuilder):

@@ -10,9 +10,9 @@ import torch
 from click.testing import CliRunner, Result
 
 from demur.training import run
-from demur.training.comparison import compare, paired_difference
+from demur.training.comparison import compare, paired_difference, row_scores
 from demur.training.grid import READINGS, main
-from demur.training.readings import Readings, load_readings, ordered
+from demur.training.readings import Readings, load_readings, ordered, save_readings
 from tests.models import build_model
 
 TASK = """\
@@ -51,6 +51,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "task.yaml").write_text(TASK)
     for name, start, count in (("train", 0, 60), ("shifted", 100, 30)):
         rows = [{"input": f"thing {i}", "label": ("red", "green", "blue")[i % 3]} for i in range(start, start + count)]
+        if name == "train":
+            rows = [row | {"meta": {"soft": [0.5, 0.25, 0.25]}} for row in rows]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "grid.yaml").write_text(GRID)
     return folder
@@ -93,6 +95,13 @@ def test_a_grid_trains_reads_resumes_and_compares(folder: Path, tmp_path: Path, 
     assert "| sft + Platt |" in result.output
     assert "NLL less base's" in result.output
     assert (tmp_path / "accuracy_ece.svg").read_text().count("<svg") == 1
+    # Only the training rows have shares of annotators.
+    tables = {part.partition(":")[0]: part for part in result.output.split("### ")}
+    for column in ("| KL to shares |", "| KL less base's |"):
+        assert column in tables["out_of_fold"]
+        assert column not in tables["shifted"]
+    assert plain["sft", "shifted"]["figures"]["kl"] is None
+    assert plain["sft", "out_of_fold"]["figures"]["kl"] > 0
     # The readings are the trained model's, not the base's.
     base = load_readings(next(tmp_path.glob("base-1/*/" + READINGS)))[0]["shifted"]
     tuned = load_readings(tmp_path / "sft.first/seed-0" / READINGS)[0]["shifted"]
@@ -113,6 +122,53 @@ def readings(rng: np.random.Generator, gold: np.ndarray, sharpness: float) -> Re
     logits = sharpness * (np.eye(3)[gold] + 0.5 * noise)
     p = np.exp(logits)
     return ordered(np.arange(len(gold)).astype(str), 0.9 * p / p.sum(axis=1, keepdims=True), gold)
+
+
+def test_kl_and_total_variation_to_shares_are_those_computed_by_hand():
+    shares = np.array([[0, 2 / 3, 1 / 3], [1, 0, 0]])
+    raw = np.array([[0.1, 0.25, 0.15], [0.0, 0.5, 0.0]])
+    scores = row_scores(Readings(np.array(["a", "b"]), raw, np.array([1, 0]), shares))
+    # Of p = 0.2, 0.5, 0.3; and of a model that leaves the right option nothing, which costs as much as in NLL.
+    assert scores["kl"] == pytest.approx([2 / 3 * np.log(4 / 3) + 1 / 3 * np.log(10 / 9), scores["nll"][1]])
+    assert scores["tv"] == pytest.approx([0.2, 1])
+    assert scores["nll"][1] > 30
+
+
+def test_shares_stay_with_their_rows_when_kept_and_when_folds_are_joined(tmp_path: Path):
+    gold = np.array([0, 1, 2])
+    shares = np.array([[0.8, 0.1, 0.1], [0, 1, 0], [0, 0, 1.0]])
+    first = ordered(np.array(["c", "a", "e"]), shares / 2, gold, shares)
+    second = ordered(np.array(["d", "b", "a"]), shares / 2, gold, shares)
+    bare = ordered(np.array(["g", "h", "f"]), shares / 2, gold)
+    save_readings(tmp_path / "readings.npz", {"one": first, "two": second, "bare": bare}, made_from="x")
+    sets, _ = load_readings(tmp_path / "readings.npz")
+    assert sets["bare"].shares is None
+    joined = sets["one"].joined([sets["two"]])
+    assert "".join(joined.hashes) == "abcde"
+    assert np.array_equal(joined.shares, 2 * joined.raw)
+    assert np.array_equal(joined.rows(joined.gold == 0).shares, [[0.8, 0.1, 0.1]] * 2)
+    # A figure of some rows is none of the set.
+    assert sets["one"].joined([sets["bare"]]).shares is None
+
+
+def test_kl_to_shares_is_compared_before_and_behind_every_calibrator():
+    rng = np.random.default_rng(0)
+    shares = rng.dirichlet(np.ones(3), 600)
+    gold = np.array([rng.choice(3, p=row) for row in shares])
+    names = np.arange(len(gold)).astype(str)
+    arms = {
+        name: [{"test": ordered(names, shares**power / (shares**power).sum(axis=1, keepdims=True), gold, shares)}]
+        for name, power in (("sharp", 3.0), ("fair", 1.0))
+    }
+    rows = {(r.arm, r.post_hoc): r for r in compare(arms, reference="sharp", fit_on=None)}
+    assert rows["fair", "as it is"].figures.kl == pytest.approx(0, abs=1e-9)
+    assert rows["fair", "as it is"].against["kl"].upper < 0
+    sharp = rows["sharp", "as it is"].figures.kl
+    assert {post_hoc for arm, post_hoc in rows if arm == "sharp"} == {"as it is", "temperature", "Platt", "isotonic"}
+    for post_hoc in ("temperature", "Platt", "isotonic"):
+        mended = rows["sharp", post_hoc]
+        assert mended.against["kl"].value == pytest.approx(mended.figures.kl - sharp)
+        assert mended.against["kl"].upper < 0
 
 
 def test_calibrators_mend_what_is_only_too_sharp_and_never_see_the_rows_they_are_measured_on():
