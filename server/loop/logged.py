@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 
 import numpy as np
 
@@ -33,11 +34,11 @@ class LoggedDecider:
         task = request.task
         if task is None:
             if self._log_adhoc:
-                self._log.put(self._record(decision, Draw(self._store.u(decision.id), 0.0, drawn=False)))
+                self._put(decision, Draw(self._store.u(decision.id), 0.0, drawn=False))
             return decision
         draw = self._auditor.draw(decision.id, task, decision.verdict)
         exhausted = self._auditor.count()
-        if draw.drawn and await self._auditor.keep(self._record(decision, draw), task):
+        if draw.drawn and await self._auditor.keep(self._record(decision, draw, datetime.now(UTC)), task):
             return replace(decision, audit=True)
         kept = draw
         if draw.drawn or (exhausted and decision.verdict is Verdict.TRUST):
@@ -49,10 +50,13 @@ class LoggedDecider:
                 reason_detail="the store does not take audits",
                 guarantee=None,
             )
-        self._log.put(self._record(decision, kept))
+        self._put(decision, kept)
         return replace(decision, audit=False)
 
-    def _record(self, decision: Decision, draw: Draw) -> DecisionRecord:
+    def _put(self, decision: Decision, draw: Draw) -> None:
+        self._log.put(decision.id, partial(self._record, decision, draw, datetime.now(UTC)))
+
+    def _record(self, decision: Decision, draw: Draw, at: datetime) -> DecisionRecord:
         request, reading = decision.request, decision.reading
         task, store = request.task, self._store
         if reading is None:
@@ -64,7 +68,7 @@ class LoggedDecider:
             id=decision.id,
             task=ADHOC if task is None else task.name,
             task_hash="" if task is None else task.content_hash,
-            at=datetime.now(UTC),
+            at=at,
             options=request.spec.question.names,
             option=decision.index,
             verdict=decision.verdict,

@@ -3,6 +3,7 @@
 import asyncio
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import httpx
 import pytest
@@ -144,7 +145,8 @@ async def test_a_decision_that_is_refused_takes_no_other_along(rig, database):
     async with served(rig, database) as (client, built):
         log = built.app.services.loop.log
         for i in range(20):
-            log.put(record(f"dec_{i}", **({"model": None} if i == 7 else {})))
+            name = f"dec_{i}"
+            log.put(name, partial(record, name, **({"model": None} if i == 7 else {})))
         await asyncio.to_thread(wait_for, lambda: not log.buffered, 20, "an empty buffer")
         assert dict(log.lost) == {"refused": 1}
         found = [(await client.get(f"/decisions/dec_{i}")).status_code for i in range(20)]
