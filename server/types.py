@@ -157,7 +157,7 @@ class Decision:
     `shadow`: what the task's shadow bundle, shadow policy, or both together would have answered.
     `guarantee`: key of the certificate whose trusted set the decision belongs to, also where it is not trusted since
     that certificate is withdrawn, starved or expired. `reading` is what the model said. `audit`: whether it was drawn,
-    None where nobody draws.
+    None where nobody draws or asks.
     """
 
     id: str

@@ -28,7 +28,7 @@ from demur.server.types import Standing
 #: Without a successful read for so long nothing is known any more.
 STALE_S = 10.0
 #: Between two looks at the store.
-POLL_S = 0.4
+POLL_S = 1.0
 _EVENTS = 2_000
 _STANDINGS: dict[State, Standing] = {
     "valid": Standing.VALID,

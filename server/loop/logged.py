@@ -51,7 +51,8 @@ class LoggedDecider:
                 guarantee=None,
             )
         self._put(decision, kept)
-        return replace(decision, audit=False)
+        # A copy that nobody looks at is not made.
+        return replace(decision, audit=False) if task.show_audit else decision
 
     def _put(self, decision: Decision, draw: Draw) -> None:
         self._log.put(decision.id, partial(self._record, decision, draw, datetime.now(UTC)))

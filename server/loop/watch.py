@@ -17,7 +17,7 @@ from demur.server.bundles import ServedBundle
 from demur.server.calibrated import Calibrated
 from demur.server.errors import DemurError
 from demur.server.loop.gauges import LoopGauges
-from demur.server.loop.live import POLL_S, LiveLoop, LiveView, StateChange
+from demur.server.loop.live import LiveLoop, LiveView, StateChange
 from demur.server.loop.loop import Loop
 from demur.server.loop.renewal import Renewal
 from demur.server.loop.shelf import Shelf, Swap, watched
@@ -34,6 +34,8 @@ from demur.server.types import Decision, Standing
 
 #: Of a window: so many new decisions are worth another look while more come in.
 _NEW = 0.1
+#: Between two looks at what other processes made active, and at the traffic.
+_TEND_S = 1.5
 #: Between two looks for certificates that are due.
 _RENEWAL_EVERY_S = 600.0
 
@@ -187,7 +189,7 @@ class Watch:
                 _log.debug("the store cannot be read")
             except Exception:
                 _log.exception("cannot follow versions and traffic")
-            await asyncio.sleep(POLL_S)
+            await asyncio.sleep(_TEND_S)
 
     async def tend(self) -> None:
         """Serves what other processes made active, and shows the traffic. Raises StoreUnavailable."""

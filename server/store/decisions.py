@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Connection, Dialect, select, update
+from sqlalchemy import Connection, CursorResult, Dialect, select
 from sqlalchemy.sql.selectable import Select
 
 from demur.server.store import schema
@@ -28,37 +28,31 @@ from demur.server.store.rows import (
 
 _D, _A, _L = schema.decisions, schema.audits, schema.labels
 _FIRST, _SECOND = _L.alias("first"), _L.alias("second_label")
-_COUNT = schema.counters.c
-_NEXT_AUDIT = update(schema.counters).where(_COUNT.id == 1).values(audits=_COUNT.audits + 1).returning(_COUNT.audits)
+_NEXT_AUDIT = "UPDATE counters SET audits = audits + 1 WHERE id = 1 RETURNING audits"
 
 
 def put(connection: Connection, records: Sequence[DecisionRecord]) -> None:
     """Stores decisions. Of one that is there already, the verdict is brought up to date."""
     _put_options(connection, records)
-    # The driver's own call: SQLAlchemy's way with the parameters costs as much again as the database.
-    rows = [decision_row(record) for record in records]
-    statement, order = _driver_insert(connection.dialect, tuple(rows[0]))
-    connection.exec_driver_sql(statement, rows if order is None else [tuple(map(row.get, order)) for row in rows])
+    _driven(connection, _inserts(connection.dialect.name).decision, [decision_row(record) for record in records])
 
 
 def put_drawn(connection: Connection, record: DecisionRecord, *, due: datetime, double: bool) -> int:
     """Stores a decision that was drawn, with its audit; gives the audit's seq."""
     _put_options(connection, [record])
-    decision = connection.scalar(_inserts(connection.dialect.name).drawn, decision_row(record))
-    seq: int | None = connection.scalar(_NEXT_AUDIT)
-    assert seq is not None  # noqa: S101 - the row is made with the table
-    connection.execute(
-        _A.insert(),
-        {
-            "seq": seq,
-            "decision": decision,
-            "task": record.task,
-            "guarantee": record.guarantee,
-            "due": micros(due),
-            "double": double,
-            "open": True,
-        },
-    )
+    insert = _inserts(connection.dialect.name)
+    decision = _driven(connection, insert.drawn, [decision_row(record)]).scalar_one()
+    seq: int = connection.exec_driver_sql(_NEXT_AUDIT).scalar_one()
+    audit = {
+        "seq": seq,
+        "decision": decision,
+        "task": record.task,
+        "guarantee": record.guarantee,
+        "due": micros(due),
+        "double": double,
+        "open": True,
+    }
+    _driven(connection, insert.audit, [audit])
     return seq
 
 
@@ -159,7 +153,10 @@ def changes(
     connection: Connection, options: OptionSets, after_audit: int, after_label: int, limit: int
 ) -> tuple[list[AuditRecord], list[LabelRecord]]:
     """Audits and labels after two places, each in its order, `limit` of each at most. No label precedes its audit."""
-    audits = drawn(connection, options, after=after_audit, limit=limit)
+    last_audit, last_label = heads(connection)
+    audits = drawn(connection, options, after=after_audit, limit=limit) if last_audit > after_audit else []
+    if last_label <= after_label:
+        return audits, []
     query = (
         select(_L, _D.c.id, _D.c.task)
         .join_from(_L, _D, _L.c.decision == _D.c.seq)
@@ -182,8 +179,7 @@ def changes(
 
 def heads(connection: Connection) -> tuple[int, int]:
     """The last seq given to an audit and to a label, 0 before the first."""
-    counters = schema.counters
-    row = connection.execute(select(counters.c.audits, counters.c.labels).where(counters.c.id == 1)).one()
+    row = connection.exec_driver_sql("SELECT audits, labels FROM counters WHERE id = 1").one()
     return row.audits, row.labels
 
 
@@ -217,6 +213,7 @@ class _Inserts:
     options: Any
     decision: Any
     drawn: Any
+    audit: Any
 
 
 @cache
@@ -227,13 +224,25 @@ def _inserts(dialect: str) -> _Inserts:
         index_elements=["id"], set_={"verdict": new.verdict, "reason": new.reason}
     )
     options = insert(dialect)(schema.option_sets).on_conflict_do_nothing()
-    return _Inserts(options, decision, decision.returning(_D.c.seq))
+    return _Inserts(options, decision, decision.returning(_D.c.seq), insert(dialect)(_A))
+
+
+def _driven(connection: Connection, statement: Any, rows: Sequence[Mapping[str, Any]]) -> CursorResult[Any]:
+    """Executes an insert of the hot path by the driver's own call: SQLAlchemy's way costs as much again.
+
+    `statement` is kept for good. Values must be what the driver takes; nothing is converted.
+    """
+    text, order = _in_drivers_words(connection.dialect, statement, tuple(rows[0]), len(rows) > 1)
+    given: list[Any] = [row if order is None else tuple(map(row.__getitem__, order)) for row in rows]
+    return connection.exec_driver_sql(text, given if len(rows) > 1 else given[0])
 
 
 @cache
-def _driver_insert(dialect: Dialect, columns: tuple[str, ...]) -> tuple[str, Sequence[str] | None]:
-    """The insert of decisions in a driver's words, and the order of its parameters where they have no names there."""
-    compiled = _inserts(dialect.name).decision.compile(dialect=dialect, column_keys=columns, for_executemany=True)
+def _in_drivers_words(
+    dialect: Dialect, statement: Any, columns: tuple[str, ...], many: bool
+) -> tuple[str, Sequence[str] | None]:
+    """The text of an insert, and the order of its parameters where they have no names there."""
+    compiled = statement.compile(dialect=dialect, column_keys=columns, for_executemany=many)
     return str(compiled), compiled.positiontup
 
 
@@ -241,4 +250,4 @@ def _put_options(connection: Connection, records: Sequence[DecisionRecord]) -> N
     sets = {options_hash(record.options): record.options for record in records}
     # In one order, so that two processes never wait for each other.
     rows = [{"hash": key, "names": json.dumps(names)} for key, names in sorted(sets.items())]
-    connection.execute(_inserts(connection.dialect.name).options, rows)
+    _driven(connection, _inserts(connection.dialect.name).options, rows)
