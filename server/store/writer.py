@@ -96,7 +96,6 @@ class Writer:
         try:
             results = self._transaction([job for job, _ in group])
         except Exception as error:
-            self._busy_since = None
             self._failed(group, error, attempt)
             return
         self._busy_since = None
@@ -111,11 +110,14 @@ class Writer:
             return [job(connection) for job in jobs]
 
     def _failed(self, group: list[tuple[Job, "Future[Any]"]], error: Exception, attempt: int) -> None:
-        if unavailable(error):
+        down = unavailable(error)
+        if down and self._failed_at is None:
+            _log.error("the store does not take writes: %s", type(getattr(error, "orig", error)).__name__)
+        # In this order, so that a store which failed after too long is not taken for one that is up in between.
+        self._failed_at = monotonic() if down else self._failed_at
+        self._busy_since = None
+        if down:
             self.failures += 1
-            if self._failed_at is None:
-                _log.error("the store does not take writes: %s", type(getattr(error, "orig", error)).__name__)
-            self._failed_at = monotonic()
             with self._wake:
                 group = [
                     *group,
