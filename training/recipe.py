@@ -127,7 +127,7 @@ class Data(Strict):
 
 
 class Rollout(Strict):
-    """How completions are drawn (reasoned mode).
+    """How completions are drawn (reasoned mode), `group` for each row.
 
     `free`: the model writes on by itself, and the last answer prefix that a label follows is the decision. `forced`: a
     thought ends at its marker or budget, then the answer prefix is set as the server sets it and the decision drawn.
@@ -235,7 +235,8 @@ class Recipe(Strict):
     """One training run. Paths in it are relative to `folder`, the recipe's own.
 
     `sft` learns the gold decision, in reasoned mode with the thought before it. `own_correct` is a light SFT after
-    RL, in direct mode: the gold decision, weighted with the probability that the model began with.
+    RL: the gold decision, weighted with the probability that the model began with; in reasoned mode thought and
+    decision of those of its own rollouts, drawn before the first step, that decided right.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
@@ -264,8 +265,11 @@ class Recipe(Strict):
                 f"{self.optimiser.prompts} prompts{of} a step, which {self.processes} processes of micro_batch "
                 f"{self.optimiser.micro_batch} cannot share evenly"
             )
-        if self.method == "own_correct" and self.mode == "reasoned":
-            raise ValueError("`own_correct` is a method of direct mode")
+        drawn = self.rollout
+        if self.learns_rollouts and (drawn.kind != "forced" or drawn.top_p < 1 or drawn.top_k > 0):
+            raise ValueError(
+                "`own_correct` in reasoned mode needs `rollout.kind: forced` with `top_p` 1.0 and `top_k` 0"
+            )
         if self.method != "grpo" and (objective.lambda_ or objective.brier):
             raise ValueError(f"`{self.method}` learns gold decisions: a `lambda` or `brier` belongs to `grpo`")
         if self.saves.best_by is not None and self.saves.best_by not in self.evaluated:
@@ -284,8 +288,13 @@ class Recipe(Strict):
 
     @property
     def rolls_out(self) -> bool:
-        """Whether completions are drawn; without, a row is one forward pass."""
+        """Whether completions are drawn at every step; without, a row is one forward pass."""
         return self.method == "grpo" and self.mode == "reasoned"
+
+    @property
+    def learns_rollouts(self) -> bool:
+        """Whether completions are drawn once, before the first step, and learned where they decided right."""
+        return self.method == "own_correct" and self.mode == "reasoned"
 
     @property
     def rows_a_step(self) -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from transformers import AutoTokenizer
 
 from demur.decision.prompt import PromptBuilder, split_answer
@@ -26,6 +27,7 @@ from demur.training.direct_loss import OWN_CORRECT
 from demur.training.errors import TrainingError
 from demur.training.forward import ForwardTrainer, collate, forward_arguments, last_logits
 from demur.training.objectives import Objective, label_logprobs
+from demur.training.own_rollouts import own_correct_rows
 from demur.training.recipe import Recipe, resolve
 from demur.training.weights import adapter_config, load_weights, merge, model_place
 
@@ -100,7 +102,7 @@ def _forward(prepared: Prepared, out: Path, arguments: dict[str, Any]) -> Forwar
         objective=objective_of(recipe),
         learns_prefix=recipe.rollout.kind == "free",
         evaluate=prepared.data.evaluate,
-        own_correct=recipe.method == "own_correct",
+        own_correct=recipe.method == "own_correct" and recipe.mode == "direct",
         keep=recipe.saves.keep,
         best_by=recipe.saves.best_by,
     )
@@ -147,7 +149,13 @@ def train(prepared: Prepared, out: Path, *, resume: bool, **arguments: Any) -> P
     if _is_first():
         out.mkdir(parents=True, exist_ok=True)
         _write(noted, made_from)
-    trainer = trainer_of(prepared, out, **arguments)
+    learned = prepared
+    if recipe.learns_rollouts:
+        # One process draws, the others read what it wrote.
+        with PartialState().main_process_first():
+            rows = own_correct_rows(recipe, prepared.folder, prepared.data.train, prepared.tokenizer, out, made_from)
+        learned = replace(prepared, data=replace(prepared.data, train=rows))
+    trainer = trainer_of(learned, out, **arguments)
     trainer.train(resume_from_checkpoint=None if found is None else str(found))
     chosen = {"step": trainer.state.global_step}
     if recipe.saves.best_by is not None:
@@ -212,7 +220,8 @@ def calibrate(prepared: Prepared, out: Path, bundle: Path) -> int:
 def dry_run(prepared: Prepared, out: Path) -> list[str]:
     """What a run would do, a line each: rows, labels, a prompt's length, memory, and the first batch's losses."""
     recipe, data = prepared.recipe, prepared.data
-    rolls, rollouts = recipe.rolls_out, f" x {recipe.rollout.group} rollouts" if recipe.rolls_out else ""
+    writes = recipe.rolls_out or recipe.learns_rollouts
+    rollouts = f" x {recipe.rollout.group} rollouts" if recipe.rolls_out else ""
     trainer = trainer_of(prepared, out, report_to=[])
     parameters = sum(value.numel() for value in trainer.model.parameters())
     trained = sum(value.numel() for value in trainer.model.parameters() if value.requires_grad)
@@ -231,7 +240,7 @@ def dry_run(prepared: Prepared, out: Path) -> list[str]:
     return [
         f"rows: {sets}; {len(data.dropped)} dropped; fingerprint {data.fingerprint[:16]}",
         f"labels: {len(data.train[0].label_ids)}, first tokens {list(data.train[0].label_ids)}",
-        f"longest prompt: {longest} tokens" + (f", and {recipe.rollout.max_tokens} to write" if rolls else ""),
+        f"longest prompt: {longest} tokens" + (f", and {recipe.rollout.max_tokens} to write" if writes else ""),
         f"a step: {recipe.optimiser.prompts} prompts{rollouts} in {recipe.accumulation} parts",
         f"parameters: {parameters:,}, of which {trained:,} are trained",
         f"memory: {gibibytes:.2f} GiB for weights, gradients and optimiser, besides activations",

@@ -1,4 +1,6 @@
 import json
+import re
+import shutil
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
@@ -14,7 +16,8 @@ from transformers import AutoModelForCausalLM
 from demur.decision.rowhash import training_rows
 from demur.server.cli import main
 from demur.server.cli_calibrate import calibrate
-from demur.training import run
+from demur.training import own_rollouts, run
+from demur.training.own_rollouts import ROLLOUTS
 from tests.models import build_model
 
 TASK = """\
@@ -140,6 +143,32 @@ def test_a_thought_is_learned_where_rows_have_one(folder: Path, tmp_path: Path):
     assert "'loss/thought'" in result.output
 
 
+def test_own_correct_rollouts_are_drawn_once_and_a_stopped_run_ends_in_the_same_weights(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    changes = ("method=own_correct", "objective.lambda=0.0", "optimiser.micro_batch=2", "saves={every: 1, keep: 2}")
+    whole, early, late = (tmp_path / name for name in ("whole", "early", "late"))
+    result = demur(folder / "recipe.yaml", "--out", whole, *sets(*changes))
+    assert result.exit_code == 0, result.output
+    assert re.search(r"own rollouts: \d+ of 16 decided right; \d of 8 rows have none", result.output)
+    assert "'loss/thought'" in result.output
+    # Rows that were left out for their label were learned from too: none may certify.
+    assert len(training_rows(whole / "model")) == 8
+    # Stopped before the first checkpoint, and between two of them.
+    early.mkdir()
+    shutil.copy(whole / ROLLOUTS, early)
+    shutil.copytree(whole, late)
+    for name in ("model", "checkpoint-2"):
+        shutil.rmtree(late / name)
+    monkeypatch.setattr(own_rollouts, "roll_out", lambda *_, **__: pytest.fail("drawn again"))
+    expected = load_file(whole / "model" / "model.safetensors")
+    for out in (early, late):
+        result = demur(folder / "recipe.yaml", "--out", out, "--resume", *sets(*changes))
+        assert result.exit_code == 0, result.output
+        got = load_file(out / "model" / "model.safetensors")
+        assert all(torch.equal(value, got[name]) for name, value in expected.items())
+
+
 def test_an_adapter_is_trained_alone_and_merged_without_a_change_of_logits(folder: Path, tmp_path: Path):
     adapter = "model.adapter={r: 2, alpha: 4, dropout: 0.0, targets: [q_proj, v_proj]}"
     result = demur(folder / "recipe.yaml", "--out", tmp_path, "--merge", *DIRECT, *sets("method=sft", adapter))
@@ -164,7 +193,7 @@ def test_an_adapter_is_trained_alone_and_merged_without_a_change_of_logits(folde
         ("optimiser.speed=9", 2, "unknown key"),
         ("data.train.path=none.jsonl", 1, "none.jsonl: cannot be read"),
         ("data.evaluate.dev.path=train.jsonl", 1, "train.jsonl:1: also stands in an evaluation set"),
-        ("method=own_correct optimiser.micro_batch=2", 2, "`own_correct` is a method of direct mode"),
+        ("method=own_correct optimiser.micro_batch=2 rollout.kind=free", 2, "needs `rollout.kind: forced`"),
         ("method=sft optimiser.micro_batch=2", 2, "a `lambda` or `brier` belongs to `grpo`"),
         ("optimiser.micro_batch=3", 2, "cannot share evenly"),
         ("certify.data=train.jsonl", 1, "train.jsonl:1: also stands in an evaluation set"),
