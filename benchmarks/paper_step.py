@@ -2,9 +2,10 @@
 
     .venv/bin/python -m benchmarks.paper_step [--size 1.7b] [--tokens 128] [--data ROWS.jsonl]
 
-Each cell for one 80 GB GPU takes two steps as its recipe says, but for what is named here: shorter thoughts, `forced` ones
-in the calibration-aware cell (random weights never write a readable decision, and the term would be zero), and the first
-rows of a JSON Lines file in place of the Hub's data set. Prints the second step's time and the peak of the GPU's memory.
+Each cell for one 80 GB GPU takes two steps as its recipe says, but for what is named here: shorter thoughts, `forced`
+ones in the calibration-aware cell (random weights never write a readable decision, and the term would be zero), and the
+first rows of a JSON Lines file in place of the Hub's data set. Prints the second step's time and the peak of the GPU's
+memory.
 """
 
 import argparse
@@ -39,10 +40,10 @@ class Clock(TrainerCallback):  # type: ignore[misc]
         self.seconds: list[float] = []
         self._began = 0.0
 
-    def on_step_begin(self, *_: object, **__: object) -> None:  # noqa: D102
+    def on_step_begin(self, *_: object, **__: object) -> None:
         self._began = perf_counter()
 
-    def on_step_end(self, *_: object, **__: object) -> None:  # noqa: D102
+    def on_step_end(self, *_: object, **__: object) -> None:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.seconds.append(perf_counter() - self._began)

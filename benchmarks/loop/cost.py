@@ -1,8 +1,8 @@
 """What logging and auditing take from a real engine: the demo model, with its example task, bundle and audit rates.
 
-One engine, asked with and without the loop in turn, A B B A ..., the same inputs in both arms of a round. There are more
-callers than a step of the engine takes: a few in lockstep would make a step of their own for each one that waits for the
-disk, which measures the callers.
+One engine, asked with and without the loop in turn, A B B A ..., the same inputs in both arms of a round. There are
+more callers than a step of the engine takes: a few in lockstep would make a step of their own for each one that waits
+for the disk, which measures the callers.
 """
 
 import asyncio
