@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from benchmarks.synthetic.task import Evidence
+from benchmarks.synthetic.task import Evidence, decoder
 from demur.training.data import Example
 
 Ids = NDArray[np.int64]
@@ -93,19 +93,14 @@ class Tally:
 
     def decoder(self, seed: int, *, width: int = 32, spread: float = 0.1, context: int = 64) -> LlamaForCausalLM:
         """A small decoder with random weights of standard deviation `spread`; counting takes two layers."""
-        torch.manual_seed(seed)
-        return LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=self.vocabulary,
-                hidden_size=width,
-                intermediate_size=3 * width,
-                num_hidden_layers=2,
-                num_attention_heads=4,
-                num_key_value_heads=4,
-                max_position_embeddings=context,
-                initializer_range=spread,
-                pad_token_id=self.pad,
-                bos_token_id=None,
-                eos_token_id=self.end,
-            )
+        return decoder(
+            self.vocabulary,
+            seed,
+            layers=2,
+            heads=4,
+            width=width,
+            spread=spread,
+            context=context,
+            pad=self.pad,
+            end=self.end,
         )

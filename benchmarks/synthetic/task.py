@@ -68,22 +68,38 @@ class Evidence:
 
     def decoder(self, seed: int) -> LlamaForCausalLM:
         """A small decoder with random weights."""
-        torch.manual_seed(seed)
-        return LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=self.vocabulary,
-                hidden_size=32,
-                intermediate_size=96,
-                num_hidden_layers=1,
-                num_attention_heads=2,
-                num_key_value_heads=2,
-                max_position_embeddings=64,
-                initializer_range=0.1,
-                pad_token_id=None,
-                bos_token_id=None,
-                eos_token_id=None,
-            )
+        return decoder(self.vocabulary, seed, layers=1, heads=2)
+
+
+def decoder(
+    vocabulary: int,
+    seed: int,
+    *,
+    layers: int,
+    heads: int,
+    width: int = 32,
+    spread: float = 0.1,
+    context: int = 64,
+    pad: int | None = None,
+    end: int | None = None,
+) -> LlamaForCausalLM:
+    """A decoder with random weights of standard deviation `spread`. `pad` and `end`: ids of these tokens, if any."""
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=vocabulary,
+            hidden_size=width,
+            intermediate_size=3 * width,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=heads,
+            max_position_embeddings=context,
+            initializer_range=spread,
+            pad_token_id=pad,
+            bos_token_id=None,
+            eos_token_id=end,
         )
+    )
 
 
 TASKS = {"K = 2": Evidence((0.7, 0.6)), "K = 4": Evidence((0.5, 0.45, 0.4, 0.35))}

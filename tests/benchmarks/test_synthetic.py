@@ -2,20 +2,28 @@
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks.synthetic.__main__ import FIGURE, FOLDER, HALVES, grid, load, report
 from benchmarks.synthetic.arms import ARMS, Budget, train_arm
 from benchmarks.synthetic.extraction import extraction_table
 from benchmarks.synthetic.figure import figure
+from benchmarks.synthetic.files import COLOURS, EVIDENCE, FILES, Rows, write_files
 from benchmarks.synthetic.reasoned import SFT, START, ReasonedBudget
 from benchmarks.synthetic.table import REASONED, claims, table
 from benchmarks.synthetic.tally import Tally
 from benchmarks.synthetic.task import TASKS
+from demur.training import run
+from demur.training.comparison import row_scores
+from demur.training.readings import load_model, read_sets
+from demur.training.recipefile import load_recipes
 
 QUICK = HALVES["direct"].quick
+RECIPES = Path(__file__).parents[2] / "recipes/synthetic"
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -104,3 +112,73 @@ def test_the_document_shows_the_committed_results():
     for half in HALVES.values():
         assert report(half, load(FOLDER / half.file)).strip() in text
     assert FIGURE.read_text() == figure(load(FOLDER / HALVES["direct"].file)).svg()
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("synthetic")
+    write_files(folder, {"train": Rows(5200), "start": Rows(1600, noise=0.5), "held_out": Rows(500)})
+    return folder
+
+
+def cells_of(name, folder, *changes):
+    """The recipes of a file, about small files instead of those that it names; all begin untaught."""
+    rows = "start" if name == "start" else "train"
+    paths = (f"model.path={folder}/model", f"data.train={{path: {folder}/{rows}.jsonl}}")
+    return load_recipes(
+        RECIPES / f"{name}.yaml", [*paths, f"data.evaluate.held_out.path={folder}/held_out.jsonl", *changes]
+    )
+
+
+def test_the_rows_of_the_recipes_are_all_different_and_carry_posterior_and_tally(files):
+    seen = []
+    for name, noise in (("train", 0.0), ("start", 0.5), ("held_out", 0.0)):
+        rows = [json.loads(line) for line in (files / f"{name}.jsonl").read_text().splitlines()]
+        seen += [row["input"] for row in rows]
+        balls = [row["input"].split() for row in rows]
+        soft = np.array([row["meta"]["soft"] for row in rows])
+        pi = EVIDENCE.posterior(np.array([[COLOURS.index(ball) for ball in drawn] for drawn in balls]))
+        np.testing.assert_allclose(soft, (1 - noise) * pi + noise / 4)
+        # The label is a draw from it.
+        gold = np.array(["ABCD".index(row["label"]) for row in rows])
+        right = soft[np.arange(len(rows)), gold]
+        error = np.sqrt(((soft**3).sum(axis=1) - (soft**2).sum(axis=1) ** 2).sum()) / len(rows)
+        assert abs(right.mean() - (soft**2).sum(axis=1).mean()) < 4 * error
+        for drawn, row in zip(balls, rows, strict=True):
+            counted = [f"{ball}-{drawn[: place + 1].count(ball)}" for place, ball in enumerate(drawn)]
+            assert row["thought"] == " ".join(counted)
+    assert len(seen) == len(set(seen)) == 7300
+
+
+@pytest.mark.parametrize("name", ["direct", "start", "reasoned"])
+def test_every_recipe_meets_a_row_at_most_once_and_is_read_whole(name, files):
+    for cell, recipe in load_recipes(RECIPES / f"{name}.yaml").cells.items():
+        rows = FILES["start" if name == "start" else "train"].count
+        met = recipe.optimiser.steps * recipe.optimiser.prompts
+        assert recipe.learns_rollouts or met <= min(recipe.data.train.limit or rows, rows), cell
+    found = cells_of(name, files)
+    recipe = next(iter(found.cells.values()))
+    prepared = run.prepare(recipe, found.folder)
+    assert not prepared.data.dropped
+    unknown = prepared.tokenizer.unk_token_id
+    for example in (*prepared.data.train[:50], *prepared.data.evaluate["held_out"][:50]):
+        assert unknown not in (*example.prompt, *example.thought, *example.after_thought, *example.label_ids)
+        assert example.shares is not None
+    if name == "start":
+        assert {len(example.thought) for example in prepared.data.train} == {12}
+
+
+def test_by_its_recipe_sft_comes_nearer_to_the_posterior(files, tmp_path):
+    found = cells_of("direct", files, "optimiser.steps=40")
+    prepared = run.prepare(found.cells["sft"], found.folder)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        trained = run.train(prepared, tmp_path, resume=False, disable_tqdm=True)
+        kl = [
+            row_scores(read_sets(prepared, load_model(prepared, at), batch=500)["held_out"])["kl"].mean()
+            for at in (None, trained)
+        ]
+    finally:
+        torch.set_num_threads(threads)
+    assert kl[1] < 0.5 * kl[0]
