@@ -1,28 +1,23 @@
-"""Extraction diagnosis: does the decision say what the model believes, or only what its reasoning concluded?
-
-    python -m demur.training.extraction RECIPE --model out/run/model --on dev
+"""Extraction diagnosis (`demur diagnose`): does a decision say what the model believes, or repeat its reasoning?
 
 The reasoning before a decision is replaced by that of another rollout, and the decision is read again. Where it follows
 whatever it is given, and as surely as before, its probability says little about the input: it is extracted from the
 reasoning (arXiv:2601.13284 finds 92-100% of decisions to flip).
 """
 
-import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import click
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from demur.decision.errors import DecisionError, TaskFileError
 from demur.training.data import Example
 from demur.training.errors import TrainingError
+from demur.training.readings import load_model
 from demur.training.rollouts import FloatArray, Rollout, read_decisions, roll_out
+from demur.training.run import Prepared
 
 #: Above it a decision token counts as extreme.
 EXTREME = 0.99
@@ -153,68 +148,37 @@ def _swap(p: FloatArray, before: NDArray[np.int64], donors: NDArray[np.int64]) -
     )
 
 
-@click.command()
-@click.argument("recipe", type=click.Path(path_type=Path, exists=True, dir_okay=False))
-@click.option("--cell", default="", help="Which cell of a grid.")
-@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a value of the recipe.")
-@click.option(
-    "--model", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Trained model or adapter."
-)
-@click.option("--on", "name", required=True, metavar="SET", help="An evaluation set of the recipe.")
-@click.option("--items", type=click.IntRange(min=1), default=200, show_default=True, help="Rows, the first by hash.")
-@click.option("--rollouts", type=click.IntRange(min=2), default=8, show_default=True, help="Rollouts a row.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def main(
-    recipe: Path,
-    cell: str,
-    changes: tuple[str, ...],
-    model: Path | None,
-    name: str,
-    items: int,
-    rollouts: int,
-    as_json: bool,
-) -> None:
-    """Replace the reasoning of a checkpoint's rollouts by others' and read its decisions again.
+def diagnose_model(
+    prepared: Prepared, trained: Path | None, evaluated: str, *, items: int = 200, rollouts: int = 8
+) -> Diagnosis:
+    """The diagnosis of a trained model or adapter, or of what training starts from, on an evaluation set of a recipe.
 
-    RECIPE says task, data, and how rollouts are drawn; without --model it is the model that training starts from.
+    Raises TrainingError where the recipe has no such set, or no reasoning to replace.
+
+    Args:
+        prepared: the recipe, of reasoned mode.
+        trained: a directory.
+        evaluated: the set's name.
+        items: rows, the first by hash.
+        rollouts: a row.
     """
-    from demur.training import run
-    from demur.training.readings import load_model
-    from demur.training.recipefile import load_recipes
-
-    try:
-        file = load_recipes(recipe, changes)
-        if cell not in file.cells:
-            raise TrainingError(f"{recipe} has no cell {cell!r}")
-        prepared = run.prepare(file.cells[cell], file.folder)
-        given = prepared.recipe
-        if given.mode != "reasoned":
-            raise TrainingError("only a recipe of reasoned mode has reasoning to replace")
-        if name not in prepared.data.evaluate:
-            raise TrainingError(f"no evaluation set {name!r}; there is {', '.join(prepared.data.evaluate) or 'none'}")
-        trained = load_model(prepared, model)
-    except (DecisionError, TrainingError, OSError) as error:
-        click.echo(f"demur: {error}", err=True)
-        sys.exit(2 if isinstance(error, TaskFileError) else 1)
-    examples = sorted(prepared.data.evaluate[name], key=lambda example: example.hash)[:items]
-    pad_id = prepared.tokenizer.pad_token_id
-    torch.manual_seed(given.seed)
+    recipe, pad_id = prepared.recipe, prepared.tokenizer.pad_token_id
+    if recipe.mode != "reasoned":
+        raise TrainingError("only a recipe of reasoned mode has reasoning to replace")
+    if evaluated not in prepared.data.evaluate:
+        raise TrainingError(f"no evaluation set {evaluated!r}; there is {', '.join(prepared.data.evaluate) or 'none'}")
+    model = load_model(prepared, trained)
+    examples = sorted(prepared.data.evaluate[evaluated], key=lambda example: example.hash)[:items]
+    torch.manual_seed(recipe.seed)
     drawn = roll_out(
-        trained,
+        model,
         examples,
-        budget=given.rollout.max_tokens,
+        budget=recipe.rollout.max_tokens,
         group=rollouts,
-        temperature=given.rollout.temperature,
+        temperature=recipe.rollout.temperature,
         pad_id=pad_id,
         end_id=prepared.tokenizer.eos_token_id,
     )
-
-    def read(hosts: list[Example], thoughts: list[tuple[int, ...]]) -> Any:
-        return read_decisions(trained, hosts, thoughts, pad_id=pad_id)
-
-    found = diagnose(examples, drawn, read, seed=given.seed)
-    click.echo(json.dumps(asdict(found), indent=1) if as_json else report(found))
-
-
-if __name__ == "__main__":
-    main()
+    return diagnose(
+        examples, drawn, lambda hosts, thoughts: read_decisions(model, hosts, thoughts, pad_id=pad_id), seed=recipe.seed
+    )

@@ -1,6 +1,4 @@
-"""Grids: every cell of a recipe file trained and evaluated with several seeds, then compared.
-
-    python -m demur.training.grid RECIPE --seeds 3 --out out/grid
+"""Grids (`demur grid`): every cell of a recipe file trained and evaluated with several seeds, then compared.
 
 What is there already is kept, so a stopped grid goes on where it was: a run from its newest checkpoint, the rest from
 its readings. The model that training starts from is an arm of its own, `base`. Cells that differ in nothing but
@@ -18,7 +16,6 @@ from pathlib import Path
 import click
 from tqdm import tqdm
 
-from demur.decision.errors import DecisionError, TaskFileError
 from demur.training import run
 from demur.training.checkpoints import complete
 from demur.training.comparison import compare
@@ -26,7 +23,7 @@ from demur.training.errors import TrainingError
 from demur.training.grid_report import figure, table, to_json
 from demur.training.readings import Readings, load_model, load_readings, read_sets, save_readings
 from demur.training.recipe import Recipe
-from demur.training.recipefile import RecipeFile, load_recipes
+from demur.training.recipefile import RecipeFile
 
 BASE = "base"
 READINGS = "readings.npz"
@@ -152,57 +149,38 @@ def _named(keys: Mapping[str, str]) -> dict[str, str]:
     return arms
 
 
-@click.command()
-@click.argument("recipe", type=click.Path(path_type=Path, exists=True, dir_okay=False))
-@click.option("--cells", "patterns", multiple=True, metavar="PATTERN", help="Cells to run, such as '*.grpo' [all].")
-@click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Seeds an arm.")
-@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a value in every cell.")
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("out/grid"), show_default=True)
-@click.option("--against", help="The arm that the others are compared with [base].")
-@click.option("--fit-on", metavar="SET", help="The set to fit calibrators on [each set itself, cross-fitted].")
-@click.option("--base/--no-base", default=True, show_default=True, help="Evaluate what training starts from, too.")
-@click.option("--keep-models", is_flag=True, help="Keep the trained models, not their readings only.")
-@click.option("--report", is_flag=True, help="Train nothing: compare the runs that are there.")
-def main(
-    recipe: Path,
-    patterns: tuple[str, ...],
-    seeds: int,
-    changes: tuple[str, ...],
-    out: Path,
-    against: str | None,
-    fit_on: str | None,
-    base: bool,
-    keep_models: bool,
-    report: bool,
-) -> None:
-    """Train and evaluate every cell of RECIPE with several seeds; write one table and one figure into --out."""
-    try:
-        file = load_recipes(recipe, changes)
-        cells = cells_of(file, patterns, seeds, base=base)
-        if not report:
-            for cell in tqdm(cells, disable=not sys.stderr.isatty()):
-                click.echo(f"{cell.recipe.name}, seed {cell.seed}", err=True)
-                run_cell(cell, file.folder, out, keep_models=keep_models)
-        found = collect(cells, lambda cell: _kept(cell, out))
-        if not found:
-            raise TrainingError(f"{out} holds no finished run of these cells")
-        reference = against or next(iter(found))
-        if reference not in found:
-            raise TrainingError(f"no finished run of {reference}; there are {', '.join(found)}")
-        rows = compare(found, reference=reference, fit_on=fit_on)
-    except (DecisionError, TrainingError, OSError) as error:
-        click.echo(f"demur: {error}", err=True)
-        sys.exit(2 if isinstance(error, TaskFileError) else 1)
-    (out / TABLE).write_text(table(rows, reference), encoding="utf-8")
+def run_cells(cells: Sequence[Cell], folder: Path, out: Path, *, keep_models: bool) -> None:
+    """`run_cell` for one after another, saying which."""
+    for cell in tqdm(cells, disable=not sys.stderr.isatty()):
+        click.echo(f"{cell.recipe.name}, seed {cell.seed}", err=True)
+        run_cell(cell, folder, out, keep_models=keep_models)
+
+
+def write_report(cells: Sequence[Cell], out: Path, *, against: str | None = None, fit_on: str | None = None) -> str:
+    """Compares the runs of `out` that have finished, writes table, figure and rows there, and returns the table.
+
+    Args:
+        cells: the runs that count.
+        out: folder of the grid.
+        against: the arm that the others are compared with, the first where none is named.
+        fit_on: see `compare`.
+
+    Raises TrainingError where there is no such run or arm.
+    """
+    found = collect(cells, lambda cell: _kept(cell, out))
+    if not found:
+        raise TrainingError(f"{out} holds no finished run of these cells")
+    reference = against or next(iter(found))
+    if reference not in found:
+        raise TrainingError(f"no finished run of {reference}; there are {', '.join(found)}")
+    rows = compare(found, reference=reference, fit_on=fit_on)
+    written = table(rows, reference)
+    (out / TABLE).write_text(written, encoding="utf-8")
     (out / FIGURE).write_text(figure(rows).svg(), encoding="utf-8")
     (out / ROWS).write_text(to_json(rows), encoding="utf-8")
-    click.echo((out / TABLE).read_text(encoding="utf-8"))
+    return written
 
 
 def _kept(cell: Cell, out: Path) -> dict[str, Readings] | None:
     path = cell.folder(out) / READINGS
     return load_readings(path)[0] if path.is_file() else None
-
-
-if __name__ == "__main__":
-    main()

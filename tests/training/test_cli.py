@@ -1,6 +1,8 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
@@ -265,3 +267,27 @@ def test_a_bundle_is_made_by_calibrating_the_merged_model(
     assert (given["model"], given["out"]) == (str(tmp_path / "out" / "merged"), tmp_path / "bundle")
     assert (given["data"], given["alpha"], given["attempt"]) == (folder / "certifying.jsonl", 0.1, 2)
     assert (tmp_path / "out" / "merged" / "model.safetensors").is_file()
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("command", ["train", "grid", "diagnose"])
+def test_without_the_extra_a_command_says_what_to_install(folder: Path, command: str):
+    program = "import sys; sys.modules['torch'] = None; from demur.server.cli import main; main()"
+    asked = [command, str(folder / "recipe.yaml"), *(["--on", "dev"] if command == "diagnose" else [])]
+    done = subprocess.run([sys.executable, "-c", program, *asked], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "demur: torch is missing: training needs pip install 'demur[train]'\n"
+
+
+@pytest.mark.process
+def test_help_names_the_commands_and_imports_nothing_slow():
+    program = """
+import sys
+from demur.server.cli import main
+main(["--help"], standalone_mode=False)
+print({"torch", "transformers", "trl"} & sys.modules.keys())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    *told, imported = done.stdout.splitlines()
+    assert {"train", "grid", "diagnose"} <= {line.split()[0] for line in told if line.strip()}
+    assert imported == "set()"

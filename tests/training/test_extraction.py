@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 from click.testing import CliRunner
 
+from demur.server.cli import main
 from demur.training.data import Example
-from demur.training.extraction import CONTROL, OTHER_DECISION, OTHER_ITEM, OTHER_ITEM_CONTROL, diagnose, main
+from demur.training.extraction import CONTROL, OTHER_DECISION, OTHER_ITEM, OTHER_ITEM_CONTROL, diagnose
 from demur.training.rollouts import Rollout, read_decisions, roll_out
 from tests.models import build_model
 from tests.training import tiny
@@ -84,7 +85,7 @@ def test_the_command_reads_a_checkpoint(tmp_path: Path):
     for name, start in (("train", 0), ("dev", 50)):
         rows = [{"input": f"thing {i}", "label": ("red", "green", "blue")[i % 3]} for i in range(start, start + 6)]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    asked = [str(tmp_path / "recipe.yaml"), "--model", str(tmp_path / "model"), "--rollouts", "3"]
+    asked = ["diagnose", str(tmp_path / "recipe.yaml"), "--model", str(tmp_path / "model"), "--rollouts", "3"]
     found = CliRunner().invoke(main, [*asked, "--on", "dev", "--items", "5", "--json"])
     assert found.exit_code == 0, found.output
     told = json.loads(found.stdout)

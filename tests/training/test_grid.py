@@ -9,9 +9,10 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
+from demur.server.cli import main
 from demur.training import run
 from demur.training.comparison import compare, paired_difference, row_scores
-from demur.training.grid import READINGS, main
+from demur.training.grid import READINGS
 from demur.training.readings import Readings, load_readings, ordered, save_readings
 from tests.models import build_model
 
@@ -62,7 +63,7 @@ def grid(*arguments: str | Path) -> Result:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return CliRunner().invoke(main, list(map(str, arguments)))
+        return CliRunner().invoke(main, ["grid", *map(str, arguments)])
     finally:
         torch.set_num_threads(threads)
 
