@@ -10,6 +10,7 @@ import click
 
 from demur.decision.bundle import PINS, read_bundle
 from demur.decision.errors import BundleError, DecisionError
+from demur.server.cli_options import adapter_option, check_adapter_option
 
 if TYPE_CHECKING:
     from demur.calibration import Certificate
@@ -57,14 +58,16 @@ def show(directory: Path) -> None:
 @bundle.command()
 @click.argument("directories", nargs=-1, required=True, type=_DIRECTORY)
 @click.option("--model", type=_DIRECTORY, help="Hold the pins against this model too.")
+@adapter_option
 @click.option("--tasks", type=click.Path(path_type=Path, exists=True), help="Task files in place of the bundle's own.")
-def verify(directories: tuple[Path, ...], model: Path | None, tasks: Path | None) -> None:
+def verify(directories: tuple[Path, ...], model: Path | None, adapter: Path | None, tasks: Path | None) -> None:
     """Check every byte of the bundles in DIRECTORIES, and with a model whether it is the one they were made with.
 
     Says which file or which part is not as it was. Exits with 1 if there is any.
     """
+    check_adapter_option(model, adapter)
     wrong = False
-    running = None if model is None else _Model(model)
+    running = None if model is None else _Model(model, adapter)
     for directory in directories:
         try:
             calibrated = _read(directory)
@@ -94,18 +97,26 @@ def diff(first: Path, second: Path) -> None:
 
 
 class _Model:
-    """A model directory, hashed and its tokenizer loaded once."""
+    """A model directory, with an adapter or without, hashed and its tokenizer loaded once."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, adapter: Path | None) -> None:
         from transformers import AutoTokenizer
 
         from demur.decision.prompt import PromptBuilder
-        from demur.server.engines.identity import identify
+        from demur.server.engines.adapter import check_adapter
+        from demur.server.engines.identity import ModelUnusable, identify, model_config
 
+        if adapter is not None:
+            try:
+                check_adapter(adapter, directory, model_config(directory))
+            except ModelUnusable as error:
+                raise click.ClickException(str(error)) from None
         tokenizer = AutoTokenizer.from_pretrained(directory)
         self._prompts = PromptBuilder(tokenizer)
         template = str(tokenizer.chat_template or "")
-        self._identity = identify(directory, name=None, engine="none", max_model_len=0, chat_template=template)
+        self._identity = identify(
+            directory, name=None, engine="none", max_model_len=0, chat_template=template, adapter=adapter
+        )
 
     def mismatches(self, calibrated: "Calibrated", tasks: Path | None) -> tuple[str, ...]:
         """What of the bundle would not fit its task on this model. Raises DecisionError."""

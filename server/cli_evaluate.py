@@ -17,6 +17,7 @@ def evaluate(
     task_file: Path,
     data: Path,
     model: str | None,
+    adapter: Path | None,
     model_name: str | None,
     url: str | None,
     concurrency: int,
@@ -28,7 +29,7 @@ def evaluate(
 
     Writes report.json and report.html. Without --bundle, "after" is cross-fitted on the same rows.
     """
-    source = make_source(model, model_name, url)
+    source = make_source(model, adapter, model_name, url)
     with Explained(reads or out / "reads.jsonl") as kept:
         _evaluate(task_file, data, source, out, bundle, kept, concurrency)
 

@@ -1,6 +1,7 @@
-"""Command-line flags made from the settings, so that `--help` shows every default."""
+"""Command-line flags: those made from the settings, so that `--help` shows every default, and one that many share."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -11,6 +12,17 @@ from demur.server.settings import Settings
 
 #: Secrets would show in the process list; they come from variables or files.
 _NOT_FLAGS = frozenset({"api_keys", "admin_keys", "feedback_keys", "store_url"})
+
+#: Beside `--model`.
+adapter_option = click.option(
+    "--adapter", type=click.Path(path_type=Path, exists=True, file_okay=False), help="A LoRA adapter of that model."
+)
+
+
+def check_adapter_option(model: object, adapter: Path | None) -> None:
+    """Raises click.UsageError for an adapter without its model."""
+    if adapter is not None and model is None:
+        raise click.UsageError("--adapter wants --model, the model that it adapts")
 
 
 def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:

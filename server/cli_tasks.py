@@ -10,6 +10,7 @@ import click
 
 from demur.decision.errors import TaskFileError
 from demur.decision.task import Task
+from demur.server.cli_options import adapter_option, check_adapter_option
 
 Rows = list[tuple[str, str | None]]
 
@@ -22,10 +23,11 @@ def tasks() -> None:
 @tasks.command()
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
 @click.option("--model", help="Check the labels with this model's tokenizer, and compare readouts.")
+@adapter_option
 @click.option(
     "--data", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Labelled rows to compare by."
 )
-def check(files: tuple[Path, ...], model: str | None, data: Path | None) -> None:
+def check(files: tuple[Path, ...], model: str | None, adapter: Path | None, data: Path | None) -> None:
     """Check task FILES, or directories of them. Every fault is shown with file, line and remedy; any gives status 1.
 
     With a model, its tokenizer must keep the options apart, and the readouts are compared on the rows of --data (JSON
@@ -34,6 +36,7 @@ def check(files: tuple[Path, ...], model: str | None, data: Path | None) -> None
     """
     from demur.server.tasks import read_tasks
 
+    check_adapter_option(model, adapter)
     wrong = False
     good: list[Task] = []
     places: list[Path] = []
@@ -55,7 +58,7 @@ def check(files: tuple[Path, ...], model: str | None, data: Path | None) -> None
         )
     if model is not None and good:
         rows = None if data is None else read_rows(data, good[0])
-        wrong = asyncio.run(_with_model(good, places, model, rows)) or wrong
+        wrong = asyncio.run(_with_model(good, places, model, adapter, rows)) or wrong
     sys.exit(1 if wrong else 0)
 
 
@@ -80,7 +83,9 @@ def read_rows(path: Path, task: Task) -> Rows:
     return rows
 
 
-async def _with_model(good: Sequence[Task], places: Sequence[Path], model: str, rows: Rows | None) -> bool:
+async def _with_model(
+    good: Sequence[Task], places: Sequence[Path], model: str, adapter: Path | None, rows: Rows | None
+) -> bool:
     """Checks and compares the tasks, which were read from these places; returns whether anything is wrong."""
     from demur.decision.taskfile import check_task
     from demur.server.compare import compare_readouts
@@ -90,7 +95,7 @@ async def _with_model(good: Sequence[Task], places: Sequence[Path], model: str, 
     from demur.server.tasks import task_path
 
     try:
-        engine = await VllmEngine.start(VllmSettings(model=model))
+        engine = await VllmEngine.start(VllmSettings(model=model, adapter=adapter))
     except ModelUnusable as error:
         raise click.ClickException(str(error)) from None
     try:

@@ -29,6 +29,7 @@ class Source:
     """Who reads: a model in this process, called `name` in reports, or a server at `url`; one of the two."""
 
     model: str | None = None
+    adapter: Path | None = None
     name: str | None = None
     url: str | None = None
 
@@ -76,7 +77,7 @@ async def _reader(task: Task, source: Source) -> AsyncIterator[KnownReader]:
     from demur.server.engines.vllm_engine import VllmEngine, VllmSettings
     from demur.server.readers import PipelineReader
 
-    engine = await VllmEngine.start(VllmSettings(model=source.model, name=source.name))
+    engine = await VllmEngine.start(VllmSettings(model=source.model, adapter=source.adapter, name=source.name))
     try:
         pipeline = DecidePipeline(engine, max_input_tokens=engine.identity.max_model_len)
         yield PipelineReader(pipeline, task)

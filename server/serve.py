@@ -302,6 +302,7 @@ def vllm_settings(settings: Settings) -> VllmSettings:
         raise ModelUnusable("no model: give --model DIR, or --demo")
     return VllmSettings(
         model=settings.model,
+        adapter=settings.adapter,
         name=settings.model_name,
         dtype=settings.dtype,
         max_model_len=settings.max_model_len,

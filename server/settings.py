@@ -40,6 +40,7 @@ class Settings(BaseModel):
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="Least severe lines logged.")
 
     model: str | None = Field(None, description="Directory of the model, or its hub id.")
+    adapter: Path | None = Field(None, description="Directory of a LoRA adapter of the model, as PEFT writes it.")
     model_name: str | None = Field(None, description="Name that the model answers to; its directory's by default.")
     tasks: Path | None = Field(None, description="Directory of task files, or one such file.")
     bundles: Path | None = Field(None, description="Directory of bundles, or one bundle.")

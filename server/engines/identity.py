@@ -8,6 +8,7 @@ from typing import Any
 from demur.decision.rowhash import training_rows
 from demur.server.engines.base import ModelIdentity
 
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 
@@ -33,16 +34,20 @@ def model_directory(model: str) -> Path:
 
 def model_config(directory: Path) -> dict[str, Any]:
     """The model's config.json. Raises `ModelUnusable` where it is missing or broken."""
-    path = directory / "config.json"
+    return read_json(directory / "config.json", "--model wants a Hugging Face model directory")
+
+
+def read_json(path: Path, wanted: str) -> dict[str, Any]:
+    """A file with a JSON object. Raises `ModelUnusable` where it is broken or, saying what is `wanted`, missing."""
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ModelUnusable(f"{path} is missing: --model wants a Hugging Face model directory") from None
+        raise ModelUnusable(f"{path} is missing: {wanted}") from None
     except ValueError as error:
         raise ModelUnusable(f"{path} is not JSON: {error}") from None
-    if not isinstance(config, dict):
+    if not isinstance(value, dict):
         raise ModelUnusable(f"{path} is not a JSON object")
-    return config
+    return value
 
 
 def check_servable(directory: Path, *, cpu: bool) -> dict[str, Any]:
@@ -71,12 +76,22 @@ def check_servable(directory: Path, *, cpu: bool) -> dict[str, Any]:
 
 
 def identify(
-    directory: Path, *, name: str | None, engine: str, max_model_len: int, chat_template: str
+    directory: Path,
+    *,
+    name: str | None,
+    engine: str,
+    max_model_len: int,
+    chat_template: str,
+    adapter: Path | None = None,
 ) -> ModelIdentity:
-    """Hashes the model's files. Reads all weights once (about 1 s per GB)."""
+    """Hashes the model's files, and with an adapter its own too. Reads all weights once (about 1 s per GB)."""
     weights = [*sorted(directory.glob("*.safetensors")), directory / "config.json"]
     if len(weights) == 1:
         weights = [*sorted(directory.glob("*.bin")), directory / "config.json"]
+    trained_on = training_rows(directory)
+    if adapter is not None:
+        weights += [adapter / ADAPTER_CONFIG, adapter / ADAPTER_WEIGHTS]
+        trained_on |= training_rows(adapter)
     return ModelIdentity(
         name=name or directory.name,
         weights=_hash_files(weights),
@@ -84,7 +99,7 @@ def identify(
         chat_template=hashlib.sha256(chat_template.encode()).hexdigest(),
         engine=engine,
         max_model_len=max_model_len,
-        trained_on=training_rows(directory),
+        trained_on=trained_on,
     )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from demur.decision.prompt import TokenPrompt
 from demur.decision.task import ThoughtSpec
 from demur.server.engines import watch
+from demur.server.engines.adapter import Adapter, check_adapter
 from demur.server.engines.base import Generation, TokenRead
 from demur.server.engines.identity import ModelUnusable, check_servable, identify, model_directory
 from demur.server.engines.vllm_plugin import LABEL_LIMIT, raise_label_limit
@@ -29,6 +30,7 @@ class VllmSettings:
     """How vLLM is started. None leaves the choice to Demur (on a CPU) or to vLLM (on a GPU)."""
 
     model: str
+    adapter: Path | None = None
     name: str | None = None
     dtype: str | None = None
     max_model_len: int | None = None
@@ -84,6 +86,7 @@ class VllmEngine:
         self.processes = processes
         self.heartbeat = watch.Heartbeat()
         self._llm = llm
+        self._lora: Any = None
         self._ids = count()
         self._sampling = SamplingParams
         self._tokens_input: Callable[..., Any] = tokens_input
@@ -96,11 +99,12 @@ class VllmEngine:
         """Starts vLLM (20 to 60 s on a CPU), and probes it. Raises `ModelUnusable` with the reason."""
         directory = await asyncio.to_thread(model_directory, settings.model)
         config = check_servable(directory, cpu=on_cpu())
+        adapter = None if settings.adapter is None else check_adapter(settings.adapter, directory, config)
         _prepare_environment(settings)
         before = {process.pid for process in watch.children()}
         try:
             # In a thread: it takes a minute, and whoever serves answers probes meanwhile.
-            llm, tokenizer = await asyncio.to_thread(_start_vllm, settings, directory, config)
+            llm, tokenizer = await asyncio.to_thread(_start_vllm, settings, directory, config, adapter)
         except BaseException as error:
             watch.kill([process for process in watch.children() if process.pid not in before])
             if not isinstance(error, Exception):
@@ -115,9 +119,12 @@ class VllmEngine:
                 engine=f"vllm {_vllm_version()}",
                 max_model_len=llm.model_config.max_model_len,
                 chat_template=str(tokenizer.chat_template or ""),
+                adapter=None if adapter is None else adapter.path,
             )
             engine = cls(settings, llm, tokenizer, identity, processes)
             engine._listen()
+            if adapter is not None:
+                await engine._adapt(adapter)
             await engine._probe()
         except BaseException:
             llm.shutdown()
@@ -135,6 +142,16 @@ class VllmEngine:
             record(*args, **kwargs)
 
         manager.record = recorded
+
+    async def _adapt(self, adapter: Adapter) -> None:
+        """Loads the adapter, which every request then carries."""
+        from vllm.lora.request import LoRARequest
+
+        self._lora = LoRARequest(adapter.path.name, 1, str(adapter.path))
+        try:
+            await self._llm.add_lora(self._lora)
+        except Exception as error:  # whatever vLLM says no with
+            raise ModelUnusable(f"vLLM cannot serve the adapter {adapter.path}: {_first_line(error)}") from error
 
     async def _probe(self) -> None:
         """One real read of few labels, which must work, and one of 129, which decides whether wide reads do."""
@@ -202,7 +219,9 @@ class VllmEngine:
         tokens = self._tokens_input(list(prompt.ids), cache_salt=prompt.cache_salt)
         self.heartbeat.begin()
         try:
-            async for output in self._llm.generate(tokens, parameters, request_id or f"r{next(self._ids)}"):
+            async for output in self._llm.generate(
+                tokens, parameters, request_id or f"r{next(self._ids)}", lora_request=self._lora
+            ):
                 self.heartbeat.beat()
                 yield output
         except (EngineDeadError, EngineGenerateError) as error:
@@ -290,7 +309,9 @@ class VllmEngine:
         type(self._llm).__del__ = lambda _: None
 
 
-def _start_vllm(settings: VllmSettings, directory: Path, config: dict[str, Any]) -> tuple[Any, Any]:
+def _start_vllm(
+    settings: VllmSettings, directory: Path, config: dict[str, Any], adapter: Adapter | None
+) -> tuple[Any, Any]:
     from transformers import AutoTokenizer
     from vllm import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -298,8 +319,10 @@ def _start_vllm(settings: VllmSettings, directory: Path, config: dict[str, Any])
     if settings.wide_reads:
         raise_label_limit()
     tokenizer = AutoTokenizer.from_pretrained(directory)
-    arguments = AsyncEngineArgs(**_engine_arguments(settings, str(directory), config))
-    return AsyncLLM.from_engine_args(arguments), tokenizer
+    arguments = _engine_arguments(settings, str(directory), config)
+    if adapter is not None:
+        arguments |= {"enable_lora": True, "max_lora_rank": adapter.max_rank}
+    return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments)), tokenizer
 
 
 async def _together(reads: Sequence[Coroutine[Any, Any, TokenRead]]) -> list[TokenRead]:
