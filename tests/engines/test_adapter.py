@@ -43,10 +43,8 @@ BUNDLE = Path("examples/bundles/voice_intent")
 SEARCHED = Path("examples/data/voice_intent_searched.jsonl")
 INPUTS = [
     "how many calories are in an apple",
-    "set a timer for ten minutes",
     "what is the meaning of life",
     "Schöne Grüße aus München",
-    "tell me a joke about databases " * 20,
 ]
 #: More of them than a request of stock vLLM may ask for.
 MANY = tuple(range(300, 500))
@@ -99,8 +97,8 @@ def test_an_adapter_reads_as_the_model_that_it_was_merged_into(
 
 @pytest.mark.engine
 def test_thoughts_are_those_of_the_merged_model(live: "Live", adapted: "Live", monkeypatch: pytest.MonkeyPatch) -> None:
-    prompts = prompts_of(live, load_task(TASK).spec)
-    thought = ThoughtSpec(max_tokens=8, temperature=0)
+    prompts = prompts_of(live, load_task(TASK).spec)[:2]
+    thought = ThoughtSpec(max_tokens=6, temperature=0)
 
     def think(engine: "Live") -> list[tuple[int, ...]]:
         return [engine.run(engine.engine.generate(prompt, thought, ())).ids for prompt in prompts]
