@@ -152,7 +152,7 @@ def train(prepared: Prepared, out: Path, *, resume: bool, **arguments: Any) -> P
     learned = prepared
     if recipe.learns_rollouts:
         # One process draws, the others read what it wrote.
-        with PartialState().main_process_first():
+        with PartialState(cpu=not torch.cuda.is_available()).main_process_first():
             rows = own_correct_rows(recipe, prepared.folder, prepared.data.train, prepared.tokenizer, out, made_from)
         learned = replace(prepared, data=replace(prepared.data, train=rows))
     trainer = trainer_of(learned, out, **arguments)
