@@ -30,6 +30,7 @@ NOT_RUN = {
     ".venv/bin/demur serve --demo --tasks": "runs until it is stopped; the demo server is this command",
     ".venv/bin/demur grid": "needs the data sets, GPUs and hours",
     ".venv/bin/demur diagnose": "needs a trained model",
+    ".venv/bin/torchrun": "needs GPUs; tests/training/test_many_processes.py runs the same on CPUs",
     "deploy/": "installs several gigabytes",
     "useradd ": "changes the machine",
     "install ": "changes the machine",

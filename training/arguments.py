@@ -13,6 +13,8 @@ def shared_arguments(recipe: Recipe, out: Path) -> dict[str, Any]:
     optimiser = recipe.optimiser
     return {
         "output_dir": str(out),
+        # Else accelerate takes many processes without GPUs for as many single runs.
+        "use_cpu": not torch.accelerator.is_available(),
         "seed": recipe.seed,
         "data_seed": recipe.seed,
         "bf16": recipe.model.dtype == "bfloat16",

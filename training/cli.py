@@ -91,20 +91,24 @@ def train(
         if chosen is None:
             known = ", ".join(list(found.cells)[:3])
             _fail(f"{recipe} has no cell {cell!r}; it has {known}... (see --list)" if cell else "name a --cell", 2)
-        from demur.training import run
+        from demur.training import processes, run
 
         if bundle is not None and chosen.certify is None:
             _fail("--bundle needs the rows that certify: give the recipe a `certify` section", 2)
         if bundle is not None and bundle.exists():
             _fail(f"{bundle} exists; name another directory", 2)
         prepared = run.prepare(chosen, found.folder)
-        for line in prepared.data.dropped:
-            click.echo(f"dropped: {line}", err=True)
         folder = out or Path("out") / chosen.name
+        if processes.is_first():
+            for line in prepared.data.dropped:
+                click.echo(f"dropped: {line}", err=True)
         if dry_run:
             click.echo("\n".join(run.dry_run(prepared, folder)))
             return
-        click.echo(f"trained: {run.train(prepared, folder, resume=resume)}")
+        trained = run.train(prepared, folder, resume=resume)
+        if not processes.is_first():
+            return
+        click.echo(f"trained: {trained}")
         if merge or bundle is not None:
             click.echo(f"whole model: {run.merged(prepared, folder)}")
         if bundle is not None:
@@ -139,12 +143,14 @@ def grid(
 
     with _faults_told():
         file = load_recipes(recipe, changes)
+        from demur.training import processes
         from demur.training.grid import cells_of, run_cells, write_report
 
         cells = cells_of(file, patterns, seeds, base=base)
         if not report:
             run_cells(cells, file.folder, out, keep_models=keep_models)
-        click.echo(write_report(cells, out, against=against, fit_on=fit_on))
+        if processes.is_first():
+            click.echo(write_report(cells, out, against=against, fit_on=fit_on))
 
 
 @click.command()

@@ -6,6 +6,7 @@ DeepSpeed, logs, schedules) stays as it is; checkpoints are whole, and going on 
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from dataclasses import replace
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import set_seed
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import Trainer, TrainingArguments
@@ -23,8 +25,9 @@ from demur.training.data import Example
 from demur.training.direct_loss import DirectLoss, direct_loss, own_correct_loss
 from demur.training.errors import NotFinite, OutOfMemory, TrainingError
 from demur.training.objectives import Objective, label_logprobs
+from demur.training.processes import gathered
 from demur.training.recipe import Recipe
-from demur.training.seen import FAILED_BATCH, summary
+from demur.training.seen import failed_batch, summary
 
 #: A position that no token is learned at.
 NOTHING = -100
@@ -78,6 +81,8 @@ class ForwardTrainer(WholeCheckpoints, Trainer):  # type: ignore[misc]
         super().__init__(
             model=model, args=args, train_dataset=list(train_dataset), data_collator=lambda rows: self._collate(rows)
         )
+        # Each process samples decisions and dropout of its own.
+        set_seed(args.seed, device_specific=True)
         # The loss is a mean over rows: the trainer divides it by the micro-batches of a step.
         self.model_accepts_loss_kwargs = False
         self.objective, self.keep, self.best_by = objective, keep, best_by
@@ -112,22 +117,24 @@ class ForwardTrainer(WholeCheckpoints, Trainer):  # type: ignore[misc]
             written = written / len(gold)
             total, thought = total + written, float(written.detach())
         if not torch.isfinite(total):
-            path = Path(self.args.output_dir) / FAILED_BATCH
-            path.parent.mkdir(parents=True, exist_ok=True)
+            path = failed_batch(Path(self.args.output_dir))
             torch.save({name: value.cpu() for name, value in inputs.items()}, path)
             raise NotFinite(
                 f"the loss is {total.item()} at step {self.state.global_step} (policy {loss.policy}, calibration "
                 f"{loss.calibration}, Brier {loss.brier}, thought {thought}); its batch is saved in {path}"
             )
-        self._seen.append((loss, gold, thought))
+        self._seen.append(
+            (replace(loss, total=total.detach().cpu(), probabilities=loss.probabilities.cpu()), gold.cpu(), thought)
+        )
         return total
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds what the decisions since the last line look like (of this process)."""
+        """Adds what the decisions since the last line look like, those of all processes."""
         if self._seen:
-            losses = [loss for loss, _, _ in self._seen]
-            p = torch.cat([loss.probabilities for loss in losses]).float().cpu().numpy()
-            gold = torch.cat([gold for _, gold, _ in self._seen]).cpu().numpy()
+            seen = gathered(self._seen)
+            losses = [loss for loss, _, _ in seen]
+            p = torch.cat([loss.probabilities for loss in losses]).float().numpy()
+            gold = torch.cat([gold for _, gold, _ in seen]).numpy()
             found = summary(np.log(np.maximum(p, 1e-38)), gold)
             rows, group = len(gold), self.objective.group
             logs |= {f"decision/{name}": value for name, value in found.items()}
@@ -136,7 +143,7 @@ class ForwardTrainer(WholeCheckpoints, Trainer):  # type: ignore[misc]
                 "loss/policy": float(np.mean([loss.policy for loss in losses])),
                 "loss/calibration": float(np.mean([loss.calibration for loss in losses])),
                 "loss/brier": float(np.mean([loss.brier for loss in losses])),
-                "loss/thought": float(np.mean([thought for _, _, thought in self._seen])),
+                "loss/thought": float(np.mean([thought for _, _, thought in seen])),
                 "lambda_rel": self.objective.calibration_weight,
                 "rollouts/unreadable": sum(loss.unreadable for loss in losses) / (rows * group),
                 "rollouts/equal_groups": sum(loss.equal_groups for loss in losses) / rows,

@@ -16,7 +16,7 @@ from pathlib import Path
 import click
 from tqdm import tqdm
 
-from demur.training import run
+from demur.training import processes, run
 from demur.training.checkpoints import complete
 from demur.training.comparison import compare
 from demur.training.errors import TrainingError
@@ -92,17 +92,18 @@ def run_cell(cell: Cell, folder: Path, out: Path, *, keep_models: bool) -> dict[
     if cell.trains:
         # A run that ended before it was read begins at its last checkpoint, and ends at once.
         run.train(prepared, place, resume=True)
-    place.mkdir(parents=True, exist_ok=True)
-    save_readings(
-        place / READINGS,
-        read_sets(prepared, load_model(prepared, place / run.MODEL if cell.trains else None)),
-        made_from=made_from,
-    )
-    for checkpoint in complete(place):
-        shutil.rmtree(checkpoint)
-    if cell.trains and not keep_models:
-        shutil.rmtree(place / run.MODEL)
-    return load_readings(place / READINGS)[0]
+    # Every process needs the model that the first one wrote, and it stays until all have read it.
+    processes.wait()
+    sets = read_sets(prepared, load_model(prepared, place / run.MODEL if cell.trains else None))
+    processes.wait()
+    if processes.is_first():
+        place.mkdir(parents=True, exist_ok=True)
+        save_readings(place / READINGS, sets, made_from=made_from)
+        for checkpoint in complete(place):
+            shutil.rmtree(checkpoint)
+        if cell.trains and not keep_models:
+            shutil.rmtree(place / run.MODEL)
+    return sets
 
 
 def collect(cells: Sequence[Cell], read: Callable[[Cell], dict[str, Readings] | None]) -> Found:
@@ -151,8 +152,9 @@ def _named(keys: Mapping[str, str]) -> dict[str, str]:
 
 def run_cells(cells: Sequence[Cell], folder: Path, out: Path, *, keep_models: bool) -> None:
     """`run_cell` for one after another, saying which."""
-    for cell in tqdm(cells, disable=not sys.stderr.isatty()):
-        click.echo(f"{cell.recipe.name}, seed {cell.seed}", err=True)
+    for cell in tqdm(cells, disable=not (processes.is_first() and sys.stderr.isatty())):
+        if processes.is_first():
+            click.echo(f"{cell.recipe.name}, seed {cell.seed}", err=True)
         run_cell(cell, folder, out, keep_models=keep_models)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from demur.training import processes
 from demur.training.data import Example
 from demur.training.rollouts import read_decisions, roll_out
 from demur.training.run import ADAPTER, Prepared
@@ -66,7 +67,7 @@ def ordered(hashes: NDArray[Any], raw: FloatArray, gold: NDArray[Any], shares: F
 
 def load_model(prepared: Prepared, trained: Path | None) -> Any:
     """A trained model of a recipe, or what its training starts from where there is none, where it runs fastest."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = processes.device()
     start = load_weights(prepared.recipe, prepared.folder).to(device)
     if trained is None:
         return start

@@ -24,9 +24,10 @@ from demur.training.data import Example
 from demur.training.decisions import Decision, ForcedDecision, find_decision
 from demur.training.errors import NotFinite, OutOfMemory
 from demur.training.objectives import Objective, brier_term, calibration_targets, calibration_term, label_logprobs
+from demur.training.processes import gathered
 from demur.training.recipe import Recipe
-from demur.training.seen import FAILED_BATCH, summary
-from demur.training.trl import GRPOConfig, GRPOTrainer, RepeatSampler, maybe_gather_lm_head_ctx
+from demur.training.seen import failed_batch, summary
+from demur.training.trl import FusedCausalLMOutput, GRPOConfig, GRPOTrainer, RepeatSampler, maybe_gather_lm_head_ctx
 
 UNREADABLE = -1
 
@@ -168,8 +169,12 @@ class ReasonedTrainer(WholeCheckpoints, GRPOTrainer):  # type: ignore[misc]
         return decisions, masks
 
     def _generate_single_turn(self, prompt_ids: list[list[int]], *others: Any, **more: Any) -> tuple[Any, Any]:
+        model = self.accelerator.unwrap_model(self.model_wrapped)
+        # Of sharded weights every process needs every other one's, until all their rollouts have ended.
+        given: dict[str, Any] = {"synced_gpus": True} if self.is_fsdp_enabled else {}
         if not self.plan.forced:
-            return super()._generate_single_turn(prompt_ids, *others, **more)  # type: ignore[no-any-return]
+            with generating(model, **given):
+                return super()._generate_single_turn(prompt_ids, *others, **more)  # type: ignore[no-any-return]
         rows = self._rows
         self._forcing = ForcedDecision(
             start=max(map(len, prompt_ids)),
@@ -181,8 +186,8 @@ class ReasonedTrainer(WholeCheckpoints, GRPOTrainer):  # type: ignore[misc]
             temperature=self.args.temperature,
         )
         longest = self.plan.budget + max(len(row["after_thought"]) for row in rows) + 2
-        model = self.accelerator.unwrap_model(self.model_wrapped)
-        with generating(model, self.generation_config, self._forcing, longest):
+        given["logits_processor"] = LogitsProcessorList([self._forcing])
+        with generating(model, **given), writing(self.generation_config, longest):
             return super()._generate_single_turn(prompt_ids, *others, **more)  # type: ignore[no-any-return]
 
     # --- the loss ---
@@ -214,8 +219,7 @@ class ReasonedTrainer(WholeCheckpoints, GRPOTrainer):  # type: ignore[misc]
         term = self._decision_term(rows[0], inputs, readable)
         loss = loss if term is None else loss + term
         if not torch.isfinite(loss):
-            path = Path(self.args.output_dir) / FAILED_BATCH
-            path.parent.mkdir(parents=True, exist_ok=True)
+            path = failed_batch(Path(self.args.output_dir))
             torch.save({key: value for key, value in inputs.items() if isinstance(value, torch.Tensor)}, path)
             raise NotFinite(f"the loss is {loss.item()} at step {self.state.global_step}; its batch is saved in {path}")
         return loss
@@ -226,7 +230,8 @@ class ReasonedTrainer(WholeCheckpoints, GRPOTrainer):  # type: ignore[misc]
         objective, mode = self.objective, "train" if self.model.training else "eval"
         label_ids, gold = inputs["label_ids"], inputs["gold"]
         logprobs = label_logprobs(logits.detach(), label_ids, objective.over)
-        self._seen.append((logprobs[readable], gold[readable], inputs["decision"][readable]))
+        seen = (logprobs, gold, inputs["decision"])
+        self._seen.append(tuple(part[readable].cpu() for part in seen))
         steps = self.current_gradient_accumulation_steps if mode == "train" else 1
         shared: dict[str, Any] = {"over": objective.over, "readable": readable, "accumulation_steps": steps}
         terms = []
@@ -250,9 +255,10 @@ class ReasonedTrainer(WholeCheckpoints, GRPOTrainer):  # type: ignore[misc]
         self._metrics[mode][name].append(self.accelerator.gather(value).mean().item())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds what the decisions since the last line look like (of this process)."""
+        """Adds what the decisions since the last line look like, those of all processes."""
         if self._seen:
-            logprobs, gold, decided = (torch.cat(part).float().cpu().numpy() for part in zip(*self._seen, strict=True))
+            seen = gathered(self._seen)
+            logprobs, gold, decided = (torch.cat(part).float().numpy() for part in zip(*seen, strict=True))
             self._seen.clear()
             if len(gold):
                 prefix = "decision/" if self.model.training else "eval_decision/"
@@ -268,6 +274,13 @@ class ReasonedTrainer(WholeCheckpoints, GRPOTrainer):  # type: ignore[misc]
         )
         sampler.epoch = lambda: int(self.state.epoch or 0)
         return sampler
+
+
+@dataclass
+class DecisionOutput(FusedCausalLMOutput):  # type: ignore[misc]
+    """TRL's output and `decision_logits` [B, V]. DDP takes outputs apart and makes them again by their class."""
+
+    decision_logits: torch.Tensor | None = None
 
 
 def add_decision_head(model: PreTrainedModel) -> None:
@@ -295,24 +308,39 @@ def add_decision_head(model: PreTrainedModel) -> None:
         finally:
             hook.remove()
         hidden = held[0][torch.arange(len(decision_rows), device=held[0].device), decision_rows]
+        # Read as TRL reads it, not called: else FSDP would free it before TRL's backward pass.
         head = model.get_output_embeddings()
+        if isinstance(head.weight, DTensor) and head.weight.requires_grad:
+            raise ValueError("a trained head that FSDP shards by itself gets wrong gradients: train an adapter")
         weight, bias = (part.full_tensor() if isinstance(part, DTensor) else part for part in (head.weight, head.bias))
         with maybe_gather_lm_head_ctx(weight, bias):
             logits = torch.nn.functional.linear(hidden, weight, bias)
-        outputs["decision_logits"] = cap * torch.tanh(logits / cap) if cap else logits
-        return outputs
+        return DecisionOutput(**outputs, decision_logits=cap * torch.tanh(logits / cap) if cap else logits)
 
     model.forward = forward
 
 
 @contextmanager
-def generating(model: Any, config: GenerationConfig, processor: ForcedDecision, longest: int) -> Iterator[None]:
-    """`model.generate` with a logits processor and room for `longest` tokens, for as long as this lasts."""
-    usual, length = model.generate, config.max_new_tokens
-    model.generate = partial(usual, logits_processor=LogitsProcessorList([processor]))
+def generating(model: Any, **given: Any) -> Iterator[None]:
+    """`model.generate` with more arguments, for as long as this lasts."""
+    own = vars(model).get("generate")
+    model.generate = partial(model.generate, **given)
+    try:
+        yield
+    finally:
+        # FSDP has put one of its own there.
+        if own is None:
+            del model.generate
+        else:
+            model.generate = own
+
+
+@contextmanager
+def writing(config: GenerationConfig, longest: int) -> Iterator[None]:
+    """Room for `longest` tokens, for as long as this lasts."""
+    length = config.max_new_tokens
     config.max_new_tokens = longest
     try:
         yield
     finally:
         config.max_new_tokens = length
-        del model.generate

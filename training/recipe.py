@@ -234,6 +234,8 @@ class Certify(Strict):
 class Recipe(Strict):
     """One training run. Paths in it are relative to `folder`, the recipe's own.
 
+    `processes`: how many share it, one a GPU, started by torchrun or `accelerate launch`.
+
     `sft` learns the gold decision, in reasoned mode with the thought before it. `own_correct` is a light SFT after
     RL: the gold decision, weighted with the probability that the model began with; in reasoned mode thought and
     decision of those of its own rollouts, drawn before the first step, that decided right.
@@ -272,6 +274,8 @@ class Recipe(Strict):
             )
         if self.method != "grpo" and (objective.lambda_ or objective.brier):
             raise ValueError(f"`{self.method}` learns gold decisions: a `lambda` or `brier` belongs to `grpo`")
+        if self.method == "own_correct" and self.mode == "reasoned" and self.processes > 1:
+            raise ValueError("`own_correct` draws its rollouts in one process: set `processes` to 1")
         if self.saves.best_by is not None and self.saves.best_by not in self.evaluated:
             raise ValueError(f"`best_by` names no evaluation set; there is {', '.join(self.evaluated) or 'none'}")
         if self.saves.best_by is not None and self.rolls_out:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import platform
 import shutil
 import subprocess
@@ -21,6 +20,7 @@ from demur.decision.rowhash import TRAINING_ROWS
 from demur.decision.task import Task
 from demur.decision.taskfile import load_task
 from demur.decision.wording import ANSWER_PREFIX
+from demur.training import processes
 from demur.training.checkpoints import EVALUATION, best, newest
 from demur.training.data import RunData, load_data
 from demur.training.direct_loss import OWN_CORRECT
@@ -132,10 +132,11 @@ def objective_of(recipe: Recipe) -> Objective:
 def train(prepared: Prepared, out: Path, *, resume: bool, **arguments: Any) -> Path:
     """Runs a prepared recipe and returns the trained model's directory.
 
-    Raises TrainingError where the folder holds a run and `resume` was not asked for, or where the recipe or the data
-    are not those that the run began with.
+    Every process of the run calls it. Raises TrainingError where there are not as many as the recipe wants, where the
+    folder holds a run and `resume` was not asked for, or where the recipe or the data are not those that it began with.
     """
     recipe, model = prepared.recipe, out / MODEL
+    processes.check(recipe)
     found = newest(out)
     made_from = provenance(prepared)
     if (found or model.exists()) and not resume:
@@ -146,7 +147,7 @@ def train(prepared: Prepared, out: Path, *, resume: bool, **arguments: Any) -> P
         for what in ("recipe", "data", "task"):
             if before[what] != made_from[what]:
                 raise TrainingError(f"the {what} of {out} changed since its run began; give another --out")
-    if _is_first():
+    if processes.is_first():
         out.mkdir(parents=True, exist_ok=True)
         _write(noted, made_from)
     learned = prepared
@@ -163,8 +164,11 @@ def train(prepared: Prepared, out: Path, *, resume: bool, **arguments: Any) -> P
         trainer._load_from_checkpoint(str(checkpoint))  # noqa: SLF001
         evaluation = json.loads((checkpoint / EVALUATION).read_text(encoding="utf-8"))
         chosen = {"step": int(checkpoint.name.rpartition("-")[2]), "by": recipe.saves.best_by, "evaluation": evaluation}
+    if trainer.is_fsdp_enabled:
+        # Checkpoints may be in shards, the model is whole.
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     trainer.save_model(str(model))
-    if _is_first():
+    if processes.is_first():
         # The trainer's own, pickled: paths and all.
         (model / "training_args.bin").unlink(missing_ok=True)
         if recipe.model.adapter is not None:
@@ -214,7 +218,8 @@ def calibrate(prepared: Prepared, out: Path, bundle: Path) -> int:
     }
     words = [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
     program = "from demur.server.entry import main; main()"
-    return subprocess.run([sys.executable, "-c", program, "calibrate", *words], check=False).returncode
+    asked = [sys.executable, "-c", program, "calibrate", *words]
+    return subprocess.run(asked, env=processes.alone(), check=False).returncode
 
 
 def dry_run(prepared: Prepared, out: Path) -> list[str]:
@@ -264,10 +269,8 @@ def provenance(prepared: Prepared) -> dict[str, Any]:
     }
 
 
-def _is_first() -> bool:
-    """Whether this is the process that writes files; torchrun and accelerate say so."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 def _write(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    # Renamed, since another process may be reading it.
+    aside = path.with_suffix(".writing")
+    aside.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    aside.rename(path)

@@ -1,11 +1,17 @@
 """What the decisions that a trainer meets look like, and where a batch goes that stopped it."""
 
+from pathlib import Path
+
 import numpy as np
 
 from demur.calibration import expected_calibration_error
+from demur.training import processes
 
-#: Beside the checkpoints: the micro-batch whose loss was no number.
-FAILED_BATCH = "failed_batch.pt"
+
+def failed_batch(out: Path) -> Path:
+    """Where a process puts the micro-batch whose loss was no number, beside the checkpoints."""
+    out.mkdir(parents=True, exist_ok=True)
+    return out / (f"failed_batch_{number}.pt" if (number := processes.number()) else "failed_batch.pt")
 
 
 def summary(logprobs: np.ndarray, gold: np.ndarray, decided: np.ndarray | None = None) -> dict[str, float]:

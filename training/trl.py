@@ -9,8 +9,8 @@ _usual = import_utils.is_vllm_available
 import_utils.is_vllm_available = lambda *_, **__: False
 try:
     from trl import GRPOConfig, GRPOTrainer
-    from trl.trainer.utils import RepeatSampler, maybe_gather_lm_head_ctx
+    from trl.trainer.utils import FusedCausalLMOutput, RepeatSampler, maybe_gather_lm_head_ctx
 finally:
     import_utils.is_vllm_available = _usual
 
-__all__ = ["GRPOConfig", "GRPOTrainer", "RepeatSampler", "maybe_gather_lm_head_ctx"]
+__all__ = ["FusedCausalLMOutput", "GRPOConfig", "GRPOTrainer", "RepeatSampler", "maybe_gather_lm_head_ctx"]
