@@ -274,8 +274,6 @@ class Recipe(Strict):
             )
         if self.method != "grpo" and (objective.lambda_ or objective.brier):
             raise ValueError(f"`{self.method}` learns gold decisions: a `lambda` or `brier` belongs to `grpo`")
-        if self.method == "own_correct" and self.mode == "reasoned" and self.processes > 1:
-            raise ValueError("`own_correct` draws its rollouts in one process: set `processes` to 1")
         if self.saves.best_by is not None and self.saves.best_by not in self.evaluated:
             raise ValueError(f"`best_by` names no evaluation set; there is {', '.join(self.evaluated) or 'none'}")
         if self.saves.best_by is not None and self.rolls_out:

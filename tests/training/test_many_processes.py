@@ -51,6 +51,7 @@ KINDS: dict[str, tuple[str, ...]] = {
         "objective={advantage: group_exact, target: others, lambda: 0.5, brier: 0.2, over: labels}",
         ADAPTER,
     ),
+    "own": ("method=own_correct", "rollout.kind=forced", ADAPTER),
     "free": ("objective={target: paper, lambda: 0.5}",),
     "forced": (
         "rollout.kind=forced",
