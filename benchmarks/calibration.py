@@ -22,11 +22,15 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 from threadpoolctl import threadpool_limits
+from transformers import AutoTokenizer
 
+from benchmarks.serving.models import DEMO
 from demur import calibration as dc
 from demur.decision.bundle import Bundle
+from demur.decision.prompt import PromptBuilder
 from demur.decision.readout import Readout
 from demur.decision.task import PolicyKind, PolicySpec, ReadoutKind
+from demur.decision.taskfile import load_task
 from demur.server.calibrated import Calibrated, policy_hash
 from demur.server.guarantee import Guarantee
 from demur.server.policy import Evidence, judge
@@ -188,6 +192,19 @@ def serving_rows() -> list[Row]:
     return rows
 
 
+def prompt_rows() -> list[Row]:
+    """The prompt of one served decision, by the demo model's tokenizer; its head and tail are kept."""
+    task = load_task(Path("examples/tasks/voice_intent.yaml"))
+    compiled = PromptBuilder(AutoTokenizer.from_pretrained(DEMO)).compile(task.spec)
+    text = " ".join(f"word{index}" for index in range(25))
+
+    def render() -> None:
+        for _ in range(1000):
+            compiled.render(text, 2048)
+
+    return [Row("one prompt, 25 words", render, limit=2e-4, per=1000)]
+
+
 def judging_rows() -> list[Row]:
     """The whole of what a bundle and a policy add to one served decision of 10 options, by kind of policy."""
     logp, y = simulated(4000, 10, seed=3)
@@ -274,6 +291,7 @@ def main() -> None:
             lambda: certificate_rows(many),
             serving_rows,
             judging_rows,
+            prompt_rows,
         ):
             results += measure(group(), arguments.repeats, clock)
     alone = sum(result.seconds["demur"] for result in results if result.name in METRICS)
