@@ -59,7 +59,8 @@ def export_demo_model(target: Path, *, plain: bool = False, renew: bool = False,
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+    # Said outright, since it is saved with the tokenizer, which bundles are pinned to; else it is as the process is set.
+    tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name, local_files_only=True)
     model = AutoModelForCausalLM.from_pretrained(
         source.parent,
         gguf_file=source.name,

@@ -105,7 +105,7 @@ class Settings(BaseModel):
     retry_after_s: int = Field(1, ge=1, description="Retry-After of 429 and 503.")
     deadline_s: float = Field(60.0, gt=0, description="Time for a request; X-Demur-Deadline-Ms shortens it.")
     drain_s: float = Field(30.0, ge=0, description="Time for work in flight to finish at SIGTERM.")
-    hang_timeout_s: float = Field(30.0, gt=0, description="No engine output for so long with work pending: it hangs.")
+    hang_timeout_s: float = Field(60.0, gt=0, description="No engine output for so long with work pending: it hangs.")
 
     @model_validator(mode="after")
     def _batches_fit(self) -> Self:
