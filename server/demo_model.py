@@ -59,7 +59,7 @@ def export_demo_model(target: Path, *, plain: bool = False, renew: bool = False,
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    # Said outright, since it is saved with the tokenizer, which bundles are pinned to; else it is as the process is set.
+    # Said outright: it is saved with the tokenizer, which bundles are pinned to, and else depends on the process.
     tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name, local_files_only=True)
     model = AutoModelForCausalLM.from_pretrained(
         source.parent,
