@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import click
-import torch
 from tqdm import tqdm
 
 from demur.training.data import Example
 from demur.training.errors import TrainingError
+from demur.training.processes import device
 from demur.training.recipe import Recipe
 from demur.training.rollouts import roll_out
 from demur.training.weights import load_weights
@@ -66,7 +66,7 @@ def own_correct_rows(
 
 def _draw(recipe: Recipe, folder: Path, examples: Sequence[Example], tokenizer: Any) -> list[list[list[int]]]:
     """By example, the thoughts of its rollouts that decided right. Seeded as the run is."""
-    model = load_weights(recipe, folder).to("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_weights(recipe, folder).to(device())
     given = recipe.rollout
     size = max(1, _BATCH // given.group)
     found: list[list[list[int]]] = []

@@ -24,7 +24,7 @@ _log = logging.getLogger("demur.loop")
 class DecisionLog:
     """Takes decisions at once and writes them soon. While the store is down they wait; beyond `capacity` they are lost.
 
-    Owned by one event loop. `lost` counts by reason: `full` buffer, `refused` by the store, `closed` at the end.
+    Owned by one event loop. `lost` counts by reason: `full` buffer, `refused` (cannot be stored), `closed` at the end.
     """
 
     def __init__(self, store: Store, *, capacity: int, written: Callable[[], None] = lambda: None) -> None:
@@ -32,7 +32,7 @@ class DecisionLog:
         self._store = store
         self._written = written
         self._capacity = capacity
-        self._fresh: list[tuple[float, Callable[[], DecisionRecord]]] = []
+        self._fresh: list[tuple[float, str, Callable[[], DecisionRecord]]] = []
         self._waiting: deque[tuple[float, DecisionRecord]] = deque()
         self._ids: set[str] = set()
         self._progress = asyncio.Event()
@@ -53,7 +53,7 @@ class DecisionLog:
         if self.buffered >= self._capacity:
             self.lost["full"] += 1
             return
-        self._fresh.append((monotonic(), make))
+        self._fresh.append((monotonic(), decision_id, make))
         self._ids.add(decision_id)
         if self.buffered >= _BATCH:
             self._hurry.set()
@@ -102,11 +102,20 @@ class DecisionLog:
                     async with asyncio.timeout(_GATHER_S):
                         await self._hurry.wait()
                 self._hurry.clear()
-            self._waiting.extend((at, make()) for at, make in self._fresh)
-            self._fresh.clear()
+            self._make_records()
             if self._waiting:
                 size = 1 if self._singly else min(len(self._waiting), _BATCH)
                 await self._write([record for _, record in islice(self._waiting, size)])
+
+    def _make_records(self) -> None:
+        fresh, self._fresh = self._fresh, []
+        for at, decision_id, make in fresh:
+            try:
+                self._waiting.append((at, make()))
+            except Exception:
+                _log.exception("a decision cannot be stored")
+                self._ids.discard(decision_id)
+                self._lose("refused", 1)
 
     async def _write(self, batch: Sequence[DecisionRecord]) -> None:
         """Writes the oldest; they stay in the buffer until they are durable."""
