@@ -185,12 +185,14 @@ def last_logits(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
     if shared.shape[1]:
         cache = model(input_ids=shared, use_cache=True, logits_to_keep=1).past_key_values
         cache.batch_repeat_interleave(len(mask))
+    width, asked = mask.shape[1], inputs["targets"].shape[1] + 1
     logits: Tensor = model(
         input_ids=inputs["input_ids"],
         attention_mask=torch.cat([mask.new_ones(len(mask), shared.shape[1]), mask], dim=1),
         position_ids=shared.shape[1] + (mask.cumsum(-1) - 1).clamp(min=0),
         past_key_values=cache,
-        logits_to_keep=inputs["targets"].shape[1] + 1,
+        # By place, which makes a copy: behind a slice some dtypes copy the whole output layer for every row.
+        logits_to_keep=torch.arange(width - asked, width, device=mask.device),
         use_cache=cache is not None,
     ).logits
     return logits

@@ -91,7 +91,8 @@ def run_cell(cell: Cell, folder: Path, out: Path, *, keep_models: bool) -> dict[
         return sets
     if cell.trains:
         # A run that ended before it was read begins at its last checkpoint, and ends at once.
-        run.train(prepared, place, resume=True)
+        # It is read once, at its end, unless that chooses the checkpoint.
+        run.train(prepared, place, resume=True, evaluate=cell.recipe.saves.best_by is not None)
     # Every process needs the model that the first one wrote, and it stays until all have read it.
     processes.wait()
     sets = read_sets(prepared, load_model(prepared, place / run.MODEL if cell.trains else None))

@@ -66,9 +66,12 @@ def ordered(hashes: NDArray[Any], raw: FloatArray, gold: NDArray[Any], shares: F
 
 
 def load_model(prepared: Prepared, trained: Path | None) -> Any:
-    """A trained model of a recipe, or what its training starts from where there is none, where it runs fastest."""
+    """A trained model of a recipe, or what its training starts from where there is none, where it runs fastest.
+
+    In float32 whatever it was trained in: bfloat16 tells large logits apart by steps of .06 and more.
+    """
     device = processes.device()
-    start = load_weights(prepared.recipe, prepared.folder).to(device)
+    start = load_weights(prepared.recipe, prepared.folder, torch.float32).to(device)
     if trained is None:
         return start
     if not (trained / ADAPTER).is_file():

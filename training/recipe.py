@@ -36,12 +36,16 @@ class Strict(BaseModel):
 
 
 class Adapter(Strict):
-    """A LoRA adapter. The head is never adapted: the decision is read with it."""
+    """A LoRA adapter. The head is never adapted: the decision is read with it.
+
+    `upper_layers`: so many layers next to the head are adapted, null for all; nothing is carried back below them.
+    """
 
     r: Positive = 16
     alpha: Positive = 32
     dropout: Share = 0.1
     targets: list[str] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    upper_layers: Positive | None = None
 
     @model_validator(mode="after")
     def _leaves_the_head(self) -> Self:

@@ -74,12 +74,13 @@ def _reasoned(prepared: Prepared, out: Path, arguments: dict[str, Any]) -> Any:
 
     recipe, layout = prepared.recipe, prepared.task.spec.layout
     answer, _ = split_answer(ANSWER_PREFIX if layout.answer_prefix is None else layout.answer_prefix)
+    model = load_weights(recipe, prepared.folder)
     return ReasonedTrainer(
         objective=objective_of(recipe),
         plan=RolloutPlan(recipe.rollout.kind == "forced", recipe.rollout.max_tokens, answer.strip()),
         keep=recipe.saves.keep,
-        model=load_weights(recipe, prepared.folder),
-        peft_config=adapter_config(recipe),
+        model=model,
+        peft_config=adapter_config(recipe, model),
         processing_class=prepared.tokenizer,
         reward_funcs=decision_reward,
         args=trl_arguments(recipe, out, **arguments),
@@ -93,7 +94,7 @@ def _forward(prepared: Prepared, out: Path, arguments: dict[str, Any]) -> Forwar
     if recipe.model.adapter is not None:
         from peft import get_peft_model
 
-        model = get_peft_model(model, adapter_config(recipe))
+        model = get_peft_model(model, adapter_config(recipe, model))
     return ForwardTrainer(
         model=model,
         args=forward_arguments(recipe, out, **arguments),
@@ -129,8 +130,8 @@ def objective_of(recipe: Recipe) -> Objective:
     )
 
 
-def train(prepared: Prepared, out: Path, *, resume: bool, **arguments: Any) -> Path:
-    """Runs a prepared recipe and returns the trained model's directory.
+def train(prepared: Prepared, out: Path, *, resume: bool, evaluate: bool = True, **arguments: Any) -> Path:
+    """Runs a prepared recipe and returns the trained model's directory. `evaluate`: at every checkpoint.
 
     Every process of the run calls it. Raises TrainingError where there are not as many as the recipe wants, where the
     folder holds a run and `resume` was not asked for, or where the recipe or the data are not those that it began with.
@@ -156,6 +157,8 @@ def train(prepared: Prepared, out: Path, *, resume: bool, **arguments: Any) -> P
         with PartialState(cpu=not torch.cuda.is_available()).main_process_first():
             rows = own_correct_rows(recipe, prepared.folder, prepared.data.train, prepared.tokenizer, out, made_from)
         learned = replace(prepared, data=replace(prepared.data, train=rows))
+    if not evaluate:
+        learned = replace(learned, data=replace(learned.data, evaluate={}))
     trainer = trainer_of(learned, out, **arguments)
     trainer.train(resume_from_checkpoint=None if found is None else str(found))
     chosen = {"step": trainer.state.global_step}

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, set_seed
 
+from demur.training.errors import TrainingError
 from demur.training.recipe import Recipe, resolve
 
 
@@ -15,29 +16,37 @@ def model_place(recipe: Recipe, folder: Path) -> str:
     return str(path) if path.is_dir() else recipe.model.path
 
 
-def load_weights(recipe: Recipe, folder: Path) -> Any:
-    """The model that is trained, without its adapter. Seeds everything: adapters begin at random."""
+def load_weights(recipe: Recipe, folder: Path, dtype: torch.dtype | None = None) -> Any:
+    """The model that is trained, without its adapter, in another dtype than the recipe's where one is given.
+
+    Seeds everything: adapters begin at random.
+    """
     set_seed(recipe.seed)
     return AutoModelForCausalLM.from_pretrained(
         model_place(recipe, folder),
         revision=recipe.model.revision,
-        dtype=getattr(torch, recipe.model.dtype),
+        dtype=dtype or getattr(torch, recipe.model.dtype),
         attn_implementation=recipe.model.attention,
     )
 
 
-def adapter_config(recipe: Recipe) -> Any:
-    """PEFT's settings of the recipe's adapter, None without one."""
+def adapter_config(recipe: Recipe, model: Any) -> Any:
+    """PEFT's settings of the recipe's adapter for a model, None without one. Raises TrainingError."""
     given = recipe.model.adapter
     if given is None:
         return None
     from peft import LoraConfig
 
+    layers: int = model.config.num_hidden_layers
+    upper = given.upper_layers
+    if upper is not None and upper > layers:
+        raise TrainingError(f"model.adapter.upper_layers is {upper}, and {recipe.model.path} has {layers} layers")
     return LoraConfig(
         r=given.r,
         lora_alpha=given.alpha,
         lora_dropout=given.dropout,
         target_modules=list(given.targets),
+        layers_to_transform=None if upper is None else list(range(layers - upper, layers)),
         bias="none",
         task_type="CAUSAL_LM",
     )

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import fmean, stdev
 
 from benchmarks.serving.models import DEMO
 from benchmarks.serving.report import Row, faster
@@ -27,7 +28,7 @@ from demur.server.settings import Settings
 from demur.server.store.upkeep import totals
 from demur.server.types import Decider, DecideRequest
 
-ROUNDS, INPUTS, CALLERS = 12, 256, 64
+ROUNDS, INPUTS, CALLERS = 30, 256, 64
 _TASK = "voice_intent"
 
 
@@ -58,9 +59,11 @@ async def _run(texts: list[str]) -> list[Row]:
         rates: dict[str, list[float]] = {"bare": [], "looped": []}
         spent: dict[str, list[float]] = {"bare": [], "looped": []}
         for number in range(ROUNDS + 1):
-            some = [texts[(number * INPUTS + i) % len(texts)] + f" {number}" for i in range(INPUTS)]
-            for name in sorted(arms, reverse=bool(number % 2)):
-                requests = [DecideRequest(tasks[_TASK].spec, text, tasks[_TASK]) for text in some]
+            some = [texts[(number * INPUTS + i) % len(texts)] for i in range(INPUTS)]
+            for place, name in enumerate(sorted(arms, reverse=bool(number % 2))):
+                # In front, since the arm that comes second would find what the first one has cached.
+                asked = [f"{2 * number + place} {text}" for text in some]
+                requests = [DecideRequest(tasks[_TASK].spec, text, tasks[_TASK]) for text in asked]
                 if name == "looped":
                     watch.start()  # which follows the store all the time
                     await asyncio.sleep(0.1)
@@ -79,9 +82,17 @@ async def _run(texts: list[str]) -> list[Row]:
         await loop.aclose()
         await engine.aclose()
     print(f"{audits} of {(ROUNDS + 1) * INPUTS} decisions were audited")
+    ratios = [ours / theirs for ours, theirs in zip(rates["looped"], rates["bare"], strict=True)]
+    error = stdev(ratios) / ROUNDS**0.5
     added = sum(spent["looped"]) / ROUNDS - sum(spent["bare"]) / ROUNDS
     return [
-        faster("decisions with logging and audits, against none", rates["looped"], rates["bare"], at_least=0.98),
+        faster(
+            "decisions with logging and audits, against none",
+            rates["looped"],
+            rates["bare"],
+            at_least=0.98,
+            note=f"mean {fmean(ratios):.3f} with a standard error of {error:.3f}",
+        ),
         Row(what="processor time that they add to a decision, all threads", unit="ms", ours=added),
     ]
 

@@ -189,6 +189,19 @@ def test_an_adapter_is_trained_alone_and_merged_without_a_change_of_logits(folde
     assert any(value.abs().sum() > 0 for name, value in found.items() if "lora_B" in name)
 
 
+def test_upper_layers_alone_are_adapted(folder: Path, tmp_path: Path):
+    adapter = "model.adapter={r: 2, alpha: 4, dropout: 0.0, targets: [q_proj], upper_layers: %d}"
+    result = demur(folder / "recipe.yaml", "--out", tmp_path, *DIRECT, *sets("method=sft", adapter % 1))
+    assert result.exit_code == 0, result.output
+    last = json.loads((folder / "model" / "config.json").read_text())["num_hidden_layers"] - 1
+    found = load_file(tmp_path / "model" / "adapter_model.safetensors")
+    assert found
+    assert all(f".layers.{last}." in name for name in found)
+    too_many = demur(folder / "recipe.yaml", "--out", tmp_path / "2", *DIRECT, *sets("method=sft", adapter % 9))
+    assert too_many.exit_code == 1
+    assert "upper_layers is 9, and" in too_many.output
+
+
 @pytest.mark.parametrize(
     ("change", "status", "why"),
     [

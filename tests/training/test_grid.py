@@ -13,7 +13,8 @@ from demur.server.cli import main
 from demur.training import run
 from demur.training.comparison import compare, paired_difference, row_scores
 from demur.training.grid import READINGS
-from demur.training.readings import Readings, load_readings, ordered, save_readings
+from demur.training.readings import Readings, load_model, load_readings, ordered, read_sets, save_readings
+from demur.training.recipefile import load_recipes
 from tests.models import build_model
 
 TASK = """\
@@ -123,6 +124,16 @@ def readings(rng: np.random.Generator, gold: np.ndarray, sharpness: float) -> Re
     logits = sharpness * (np.eye(3)[gold] + 0.5 * noise)
     p = np.exp(logits)
     return ordered(np.arange(len(gold)).astype(str), 0.9 * p / p.sum(axis=1, keepdims=True), gold)
+
+
+def test_models_are_read_in_float32_whatever_they_are_trained_in(folder: Path):
+    read = {}
+    for dtype in ("float32", "bfloat16"):
+        wanted = (f"model.dtype={dtype}", "model.adapter={r: 2, alpha: 4, targets: [q_proj]}")
+        recipe = load_recipes(folder / "grid.yaml", wanted).cells["sft.first"]
+        prepared = run.prepare(recipe, folder)
+        read[dtype] = read_sets(prepared, load_model(prepared, None))["shifted"].raw
+    np.testing.assert_array_equal(read["bfloat16"], read["float32"])
 
 
 def test_kl_and_total_variation_to_shares_are_those_computed_by_hand():
