@@ -308,7 +308,7 @@ def draw(story: Story) -> Plot:
         fontsize=8,
         color=RED,
     )
-    evidence.set_ylabel("log W")
+    evidence.set_ylabel("log W, unlabelled\ncounted as right")
     trust.step(x, [step.trusted for step in story.steps], where="pre", color=INK, linewidth=1)
     trust.set_ylim(0, 1.05)
     percent_axis(trust.yaxis)
