@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from torch.nn.functional import cross_entropy
 from transformers import Trainer, TrainingArguments
 
 from demur.training.arguments import shared_arguments
+from demur.training.batches import batched, last_logits
 from demur.training.checkpoints import WholeCheckpoints
 from demur.training.data import Example
 from demur.training.direct_loss import DirectLoss, direct_loss, own_correct_loss
@@ -101,7 +101,7 @@ class ForwardTrainer(WholeCheckpoints, Trainer):  # type: ignore[misc]
 
     def compute_loss(self, model: Any, inputs: dict[str, Tensor], **_: Any) -> Tensor:
         """Mean over the rows of the decision's loss and the thought's negative log-likelihood."""
-        logits = last_logits(model, inputs)
+        logits = last_logits(model, inputs, inputs["targets"].shape[1] + 1)
         decision, labels, gold = logits[:, -1], inputs["label_ids"], inputs["gold"]
         if self.frozen is None:
             loss = direct_loss(self.objective, decision, labels, gold)
@@ -168,57 +168,23 @@ class ForwardTrainer(WholeCheckpoints, Trainer):  # type: ignore[misc]
             ordered = sorted(examples, key=lambda example: len(_ids(example)))
             for start in range(0, len(ordered), size):
                 inputs = self._prepare_inputs(self._collate(ordered[start : start + size]))
-                inputs["targets"] = inputs["targets"][:, :0]
                 logits = last_logits(self.model, inputs)[:, -1]
                 logprobs.append(label_logprobs(logits, inputs["label_ids"], "labels").float().cpu())
         self.model.train(training)
         return summary(torch.cat(logprobs).numpy(), np.array([example.gold for example in ordered]))
 
 
-def last_logits(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
-    """Logits [B, 1 + L, V]: at the L positions where a thought is learned, and last where the decision is.
-
-    What all rows begin with is computed once; gradients go through its keys and values.
-    """
-    mask, shared = inputs["attention_mask"], inputs["shared"]
-    cache = None
-    if shared.shape[1]:
-        cache = model(input_ids=shared, use_cache=True, logits_to_keep=1).past_key_values
-        cache.batch_repeat_interleave(len(mask))
-    width, asked = mask.shape[1], inputs["targets"].shape[1] + 1
-    logits: Tensor = model(
-        input_ids=inputs["input_ids"],
-        attention_mask=torch.cat([mask.new_ones(len(mask), shared.shape[1]), mask], dim=1),
-        position_ids=shared.shape[1] + (mask.cumsum(-1) - 1).clamp(min=0),
-        past_key_values=cache,
-        # By place, which makes a copy: behind a slice some dtypes copy the whole output layer for every row.
-        logits_to_keep=torch.arange(width - asked, width, device=mask.device),
-        use_cache=cache is not None,
-    ).logits
-    return logits
-
-
 def collate(examples: Sequence[Example], *, pad_id: int, learns_prefix: bool, share: bool = False) -> dict[str, Tensor]:
     """Rows padded on the left, so that the last position decides.
 
     `targets` [B, L]: the tokens of thoughts, aligned to the positions before the last; `NOTHING` where none is learned.
-    `shared` [1, S]: with `share`, what all rows begin with (a task's question, its examples); else empty.
+    The rest is as `batched` says.
     """
     rows = [_ids(example) for example in examples]
     targets = [_targets(example, learns_prefix) for example in examples]
     length = max(map(len, targets))
-    first, common = rows[0], 0
-    if share and len(rows) > 1:
-        # Every row keeps the positions whose logits are asked for.
-        most = min(len(row) - len(target) for row, target in zip(rows, targets, strict=True)) - 1
-        same = (len({row[i] for row in rows}) == 1 for i in range(max(most, 0)))
-        common = sum(takewhile(bool, same))
-    rows = [row[common:] for row in rows]
-    width = max(map(len, rows))
-    return {
-        "shared": torch.tensor([first[:common]], dtype=torch.int64),
-        "input_ids": torch.tensor([[pad_id] * (width - len(row)) + row for row in rows]),
-        "attention_mask": torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows]),
+    # Every row keeps the positions whose logits are asked for.
+    return batched(rows, pad_id, share=share, own=length + 1) | {
         "targets": torch.tensor([[NOTHING] * (length - len(row)) + row for row in targets], dtype=torch.int64),
         "label_ids": torch.tensor([example.label_ids for example in examples]),
         "gold": torch.tensor([example.gold for example in examples]),

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import GenerationConfig, LogitsProcessorList
 
+from demur.training.batches import batched, last_logits
 from demur.training.data import Example
 from demur.training.decisions import ForcedDecision
 from demur.training.objectives import label_logprobs
@@ -73,35 +74,22 @@ def read_decisions(
     with torch.no_grad():
         for start in range(0, len(order), batch):
             rows = order[start : start + batch]
-            padded, mask = pad_left([ids[row] for row in rows], pad_id)
-            logits = model(
-                input_ids=padded.to(device),
-                attention_mask=mask.to(device),
-                position_ids=(mask.cumsum(-1) - 1).clamp(min=0).to(device),
-                logits_to_keep=1,
-                use_cache=False,
-            ).logits[:, -1]
+            inputs = batched([ids[row] for row in rows], pad_id, share=True)
+            logits = last_logits(model, {name: value.to(device) for name, value in inputs.items()})[:, -1]
             labels = torch.tensor([examples[row].label_ids for row in rows], device=device)
             p[rows] = label_logprobs(logits, labels).exp().double().cpu().numpy()
     model.train(training)
     return p
 
 
-def pad_left(ids: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids [n, T] that end together, and their attention mask."""
-    width = max(map(len, ids))
-    padded = torch.tensor([[pad_id] * (width - len(row)) + list(row) for row in ids])
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in ids])
-    return padded, mask
-
-
 def _draw(
     model: Any, examples: Sequence[Example], budget: int, temperature: float, pad_id: int, end_id: int
 ) -> list[tuple[tuple[int, ...], int]]:
     device = next(model.parameters()).device
-    padded, mask = pad_left([example.prompt for example in examples], pad_id)
+    inputs = batched([example.prompt for example in examples], pad_id)
+    start = inputs["input_ids"].shape[1]
     forcing = ForcedDecision(
-        start=padded.shape[1],
+        start=start,
         budget=budget,
         after=[example.after_thought for example in examples],
         stop_ids=[*examples[0].stop_ids, end_id],
@@ -113,8 +101,8 @@ def _draw(
     model.eval()
     with torch.no_grad():
         written = model.generate(
-            input_ids=padded.to(device),
-            attention_mask=mask.to(device),
+            input_ids=inputs["input_ids"].to(device),
+            attention_mask=inputs["attention_mask"].to(device),
             generation_config=GenerationConfig(
                 do_sample=True,
                 temperature=temperature,
@@ -125,7 +113,7 @@ def _draw(
                 bos_token_id=None,
             ),
             logits_processor=LogitsProcessorList([forcing]),
-        )[:, padded.shape[1] :].tolist()
+        )[:, start:].tolist()
     model.train(training)
     found = []
     for ids, example, length in zip(written, examples, forcing.thought_lengths, strict=True):

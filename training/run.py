@@ -21,11 +21,12 @@ from demur.decision.task import Task
 from demur.decision.taskfile import load_task
 from demur.decision.wording import ANSWER_PREFIX
 from demur.training import processes
+from demur.training.batches import last_logits
 from demur.training.checkpoints import EVALUATION, best, newest
 from demur.training.data import RunData, load_data
 from demur.training.direct_loss import OWN_CORRECT
 from demur.training.errors import TrainingError
-from demur.training.forward import ForwardTrainer, collate, forward_arguments, last_logits
+from demur.training.forward import ForwardTrainer, collate, forward_arguments
 from demur.training.objectives import Objective, label_logprobs
 from demur.training.own_rollouts import own_correct_rows
 from demur.training.recipe import Recipe, resolve

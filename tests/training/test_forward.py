@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch.nn.functional import log_softmax
 
+from demur.training.batches import last_logits
 from demur.training.checkpoints import best, complete
 from demur.training.direct import DirectSettings, DirectTrainer, PromptBatch
 from demur.training.errors import NotFinite
-from demur.training.forward import ForwardTrainer, collate, forward_arguments, last_logits
+from demur.training.forward import ForwardTrainer, collate, forward_arguments
 from demur.training.objectives import Objective
 from tests.training import tiny
 
@@ -96,7 +97,7 @@ def test_what_rows_share_is_computed_once_and_learned_as_before(thought: tuple[i
         inputs = collate(examples, pad_id=0, learns_prefix=False, share=share)
         assert inputs["shared"].shape[1] == (4 if share else 0)
         model = tiny.model().double()
-        logits = last_logits(model, inputs)
+        logits = last_logits(model, inputs, inputs["targets"].shape[1] + 1)
         logits.logsumexp(-1).sum().backward()
         found.append([logits.detach(), *(value.grad for value in model.parameters())])
     for one, other in zip(*found, strict=True):
