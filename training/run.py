@@ -146,8 +146,8 @@ def train(prepared: Prepared, out: Path, *, resume: bool, evaluate: bool = True,
     noted = out / PROVENANCE
     if found is not None and noted.is_file():
         before = json.loads(noted.read_text(encoding="utf-8"))
-        for what in ("recipe", "data", "task"):
-            if before[what] != made_from[what]:
+        for what, key in (("recipe", "recipe_sha256"), ("data", "data"), ("task", "task")):
+            if before[key] != made_from[key]:
                 raise TrainingError(f"the {what} of {out} changed since its run began; give another --out")
     if processes.is_first():
         out.mkdir(parents=True, exist_ok=True)
@@ -260,9 +260,11 @@ def dry_run(prepared: Prepared, out: Path) -> list[str]:
 def provenance(prepared: Prepared) -> dict[str, Any]:
     """What a run is made from: recipe, task, data, and the libraries and the machine it runs on."""
     recipe = prepared.recipe.model_dump(mode="json", by_alias=True)
+    # By what it says: a later version's new settings, at their defaults, make no other recipe of it.
+    said = prepared.recipe.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     return {
         "recipe": recipe,
-        "recipe_sha256": hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest(),
+        "recipe_sha256": hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest(),
         "task": prepared.task.content_hash,
         "data": prepared.data.fingerprint,
         "dropped": len(prepared.data.dropped),

@@ -117,6 +117,10 @@ def test_a_grid_trains_reads_resumes_and_compares(folder: Path, tmp_path: Path, 
     changed = grid(*asked, "--set", "optimiser.steps=3")
     assert changed.exit_code == 1
     assert "changed since it was run" in changed.output
+    # A default that is written out, or that a later version adds, makes no other recipe.
+    written_out = grid(*asked, "--set", "optimiser.weight_decay=0.0")
+    assert written_out.exit_code == 0, written_out.output
+    assert len(trained) == 4
 
 
 def readings(rng: np.random.Generator, gold: np.ndarray, sharpness: float) -> Readings:
