@@ -21,6 +21,7 @@ from demur.decision.task import Task
 from demur.server.app import create_app
 from demur.server.bundles import check_bundles, read_bundles
 from demur.server.calibrated import Calibrated
+from demur.server.closing import closed, finished
 from demur.server.decide import DecidePipeline, Prepared
 from demur.server.desk import CalibrationDesk
 from demur.server.engines import watch
@@ -149,13 +150,9 @@ class DemurServer:
         finally:
             starting.cancel()
             self._http.should_exit = True
-            await asyncio.gather(starting, serving, return_exceptions=True)
-            if self._watch is not None:
-                await self._watch.aclose()
-            if self._loop is not None:
-                await self._loop.aclose()
-            if self._engine is not None:
-                await self._engine.aclose()
+            await finished(starting, serving)
+            parts = (self._watch, self._loop, self._engine)
+            await closed(*(part.aclose for part in parts if part is not None))
             await asyncio.to_thread(watch.kill, watch.children())
             await asyncio.to_thread(watch.end_resource_tracker)
         return self._status

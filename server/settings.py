@@ -2,18 +2,31 @@
 
 import difflib
 import ipaddress
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from demur.decision.question import MAX_OPTIONS, MIN_OPTIONS
 
 PREFIX = "DEMUR_"
 #: Variables of the Python client, which may be set where a server runs too.
 FOREIGN = frozenset({"DEMUR_URL", "DEMUR_API_KEY", "DEMUR_CONFIG"})
+
+# A host's name, in characters at most, and each part of it; httpx takes others too, and fails when it is asked.
+_HOST, _HOST_PART = 253, re.compile(r"[A-Za-z0-9_-]{1,63}")
 
 
 class SettingsError(ValueError):
@@ -66,9 +79,7 @@ class Settings(BaseModel):
     renewal_days: float = Field(
         0, ge=0, description="Days after which certificates are certified anew from audits; 0 for never."
     )
-    webhook_url: str | None = Field(
-        None, pattern="^https?://", description="Where changes of a certificate's state are posted."
-    )
+    webhook_url: str | None = Field(None, description="Where changes of a certificate's state are posted.")
     webhook_secret: SecretStr | None = Field(None, description="Key that signs what is posted; the URL needs one.")
     max_feedback: int = Field(1_000, ge=1, le=10_000, description="Labels of one /feedback request.")
     dtype: str | None = Field(None, description="Number format of the weights; float32 on a CPU.")
@@ -113,6 +124,13 @@ class Settings(BaseModel):
             if getattr(self, name) > self.queue_size:
                 raise ValueError(f"{name} exceeds queue_size, so such a request would never be admitted")
         return self
+
+    @field_validator("webhook_url")
+    @classmethod
+    def _webhook_can_be_asked(cls, url: str | None) -> str | None:
+        if url is not None and not _is_http(url):
+            raise ValueError("must be http:// or https:// with the name or address of a host, and a port up to 65535")
+        return url
 
     @model_validator(mode="after")
     def _webhook_is_signed(self) -> Self:
@@ -191,6 +209,18 @@ def _read_file(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise SettingsError(f"{path} must hold a mapping of setting names to values")
     return values
+
+
+def _is_http(url: str) -> bool:
+    import httpx  # late, since most commands that read settings ask nobody
+
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL:
+        return False
+    host = parsed.raw_host.decode()
+    named = ":" in host or (len(host) <= _HOST and all(map(_HOST_PART.fullmatch, host.removesuffix(".").split("."))))
+    return parsed.scheme in ("http", "https") and named and (parsed.port is None or 0 < parsed.port < 2**16)
 
 
 def _is_loopback(host: str) -> bool:

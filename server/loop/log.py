@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from time import monotonic
 
+from demur.server.closing import finished
 from demur.server.store import decisions
 from demur.server.store.errors import StoreUnavailable
 from demur.server.store.records import DecisionRecord
@@ -88,9 +89,10 @@ class DecisionLog:
         self._wake.set()
         self._hurry.set()
         if self._work is not None:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(timeout_s):
-                    await self._work
+            _, late = await asyncio.wait((self._work,), timeout=timeout_s)
+            for task in late:
+                task.cancel()
+            await finished(self._work)
         self._lose("closed", self.buffered)
 
     async def _run(self) -> None:

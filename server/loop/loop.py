@@ -1,15 +1,16 @@
 """The loop of one server process: its store, what writes to it, and what follows from labels."""
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from time import monotonic
 from typing import Self, TypeVar
 
 from sqlalchemy import Connection
 
+from demur.server.closing import closed, finished
 from demur.server.errors import StoreUnavailable as NotNow
 from demur.server.loop.audits import Auditor
 from demur.server.loop.log import DecisionLog
@@ -70,10 +71,8 @@ class Loop:
         """Writes what waits, and closes the store."""
         if self._upkeep is not None:
             self._upkeep.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._upkeep
-        await self.log.aclose()
-        await asyncio.to_thread(self.store.close)
+            await finished(self._upkeep)
+        await closed(self.log.aclose, partial(asyncio.to_thread, self.store.close))
 
     async def write(self, job: Callable[[Connection], T]) -> T:
         """As `Store.write`; raises what callers are answered with."""

@@ -1,7 +1,6 @@
 """What watches a running server: certificates, live calibration, drift, versions, and who is told of changes."""
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from demur.calibration import CalibrationError
 from demur.decision.task import PolicySpec, Task
 from demur.server.bundles import ServedBundle
 from demur.server.calibrated import Calibrated
+from demur.server.closing import finished
 from demur.server.errors import DemurError
 from demur.server.loop.gauges import LoopGauges
 from demur.server.loop.live import LiveLoop, LiveView, StateChange
@@ -139,9 +139,7 @@ class Watch:
         """Stops; events that were not sent yet are not."""
         for task in self._work:
             task.cancel()
-        for task in self._work:
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        await finished(*self._work)
 
     def serves(self, task: str, calibrated: Calibrated) -> None:
         """A task is served with a bundle that fits from now on."""

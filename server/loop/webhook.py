@@ -22,6 +22,8 @@ _log = logging.getLogger("demur.webhook")
 
 _RETRIES_S = (1.0, 5.0, 30.0, 120.0, 600.0)
 _WAITING = 1_000
+#: Events that are tried at once, waits between tries included: one that is not taken holds up no other.
+_AT_ONCE = 32
 
 
 def signature(secret: str, body: bytes, at: int) -> str:
@@ -30,7 +32,7 @@ def signature(secret: str, body: bytes, at: int) -> str:
 
 
 class Webhook:
-    """Sends events in their order. `tell` never waits: when too many do, the oldest is given up."""
+    """Sends events, several at once, so in no order. `tell` never waits: when too many do, the oldest is given up."""
 
     def __init__(
         self,
@@ -56,27 +58,40 @@ class Webhook:
 
     async def run(self) -> None:
         """Sends what `tell` was given, until it is cancelled."""
-        async with httpx.AsyncClient(timeout=self._timeout_s, transport=self._transport) as client:
-            while True:
-                name, body = await self._events.get()
-                await self._deliver(client, name, body)
+        async with (
+            httpx.AsyncClient(timeout=self._timeout_s, transport=self._transport) as client,
+            asyncio.TaskGroup() as group,
+        ):
+            for _ in range(_AT_ONCE):
+                group.create_task(self._send(client))
+
+    async def _send(self, client: httpx.AsyncClient) -> None:
+        while True:
+            name, body = await self._events.get()
+            await self._deliver(client, name, body)
 
     async def _deliver(self, client: httpx.AsyncClient, name: str, body: bytes) -> None:
-        problem = ""
-        for wait in (0.0, *self._retries_s):
+        for wait in (*self._retries_s, None):
+            problem = await self._post(client, name, body)
+            if problem is None:
+                return
+            said = {"event_id": name, "problem": problem, "retry_in_s": wait}
+            if wait is None:
+                _log.error("the webhook did not take an event, which is given up", extra={"fields": said})
+                return
+            _log.warning("the webhook did not take an event yet", extra={"fields": said})
             await asyncio.sleep(wait)
+
+    async def _post(self, client: httpx.AsyncClient, name: str, body: bytes) -> str | None:
+        """One try; why it failed, if it did."""
+        try:
             at = int(time.time())
             headers = {
                 "Content-Type": "application/json",
                 "X-Demur-Event": name,
                 "X-Demur-Signature": signature(self._secret, body, at),
             }
-            try:
-                answer = await client.post(self._url, content=body, headers=headers)
-            except httpx.HTTPError as error:
-                problem = type(error).__name__
-                continue
-            if answer.is_success:
-                return
-            problem = str(answer.status_code)
-        _log.error("the webhook did not take an event", extra={"fields": {"event_id": name, "problem": problem}})
+            answer = await client.post(self._url, content=body, headers=headers)
+        except Exception as error:  # connections and names can fail in ways that are no HTTPError
+            return type(error).__name__
+        return None if answer.is_success else str(answer.status_code)

@@ -11,6 +11,7 @@ import pytest
 from demur.server.calibrated import Calibrated
 from demur.server.loop import renewal
 from demur.server.loop.webhook import Webhook, signature
+from demur.server.store.errors import StoreUnavailable
 from demur.server.store.upkeep import exported
 from tests.server.bundled import bundle_files, certificates, make_bundle
 
@@ -316,3 +317,44 @@ async def test_a_receiver_that_never_answers_holds_nothing_up(run, caplog):
             assert (await label(process, [answer["id"]], "sales"))["items"][0]["status"] == "stored"
             assert (await process.metrics())['demur_certificate_valid{task="route"}'] == 0
             await process.watch.aclose()
+
+
+async def test_a_delivery_that_fails_in_any_way_is_tried_again_and_holds_up_no_other(caplog):
+    taken, tries = asyncio.Event(), []
+
+    async def receiver(request):
+        event = json.loads(request.content)["event"]
+        if event == "certificate.valid":
+            taken.set()
+            return httpx.Response(204)
+        tries.append(event)
+        raise (OverflowError, UnicodeError, httpx.InvalidURL)[len(tries) % 3]("no HTTPError")
+
+    hook = Webhook("http://hook.test/", "s", retries_s=(0.0, 0.0, 3600.0), transport=httpx.MockTransport(receiver))
+    sending = asyncio.create_task(hook.run())
+    hook.tell("certificate.withdrawn", {})
+    async with asyncio.timeout(20):
+        while len(tries) < 3:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    hook.tell("certificate.valid", {})
+    async with asyncio.timeout(20):
+        await taken.wait()
+    assert not sending.done()
+    assert {record.fields["problem"] for record in caplog.records} == {"OverflowError", "UnicodeError", "InvalidURL"}
+    sending.cancel()
+
+
+async def test_work_that_failed_in_the_background_keeps_nothing_from_being_closed(run, caplog, monkeypatch):
+    async def failing():
+        raise RuntimeError("of old")
+
+    process = await run()
+    monkeypatch.setattr(process.watch.live, "run", failing)
+    monkeypatch.setattr(process.loop.log, "aclose", failing)
+    process.watch.start()
+    await asyncio.sleep(0)
+    await process.watch.aclose()
+    await process.loop.aclose()
+    assert caplog.text.count("RuntimeError: of old") == 2
+    with pytest.raises(StoreUnavailable):
+        await process.loop.store.write(lambda _: None)

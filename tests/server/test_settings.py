@@ -34,6 +34,27 @@ def test_the_file_may_come_from_the_environment(tmp_path: Path):
         ({}, {}, "- 1", ["mapping"]),
         ({}, {}, "a: [", ["not YAML"]),
         ({"queue_size": 8}, {}, "", ["max_batch exceeds queue_size"]),
+        *(
+            (
+                {},
+                {"DEMUR_WEBHOOK_URL": url, "DEMUR_WEBHOOK_SECRET": "s"},
+                "",
+                ["webhook_url (environment)", "port up to"],
+            )
+            for url in (
+                "ftp://hook.test/",
+                "hook.test",
+                "http://",
+                "http://localhost:99999/x",
+                "http://localhost:0/x",
+                "http://[::1/x",
+                "http://a b/x",
+                "http://a..b/x",
+                "https://\u2603.example/x",
+                f"https://{'a' * 64}.test/",
+                f"https://{'a.' * 127}test/",
+            )
+        ),
     ],
 )
 def test_faults_name_the_key_and_its_source(tmp_path: Path, flags, environ, text, words):
@@ -80,3 +101,18 @@ def test_an_empty_key_file_lets_nobody_in(tmp_path: Path):
 def test_a_missing_key_file_is_an_error(tmp_path: Path):
     with pytest.raises(SettingsError, match="api_keys_file"):
         Keyring.from_settings(Settings(api_keys_file=tmp_path / "none"))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://localhost",
+        "HTTPS://hook.test:8443/a?b=c",
+        "http://[::1]:80/",
+        "https://user:word@a_b.test./",
+        "https://bücher.test/",
+    ],
+)
+def test_a_webhook_may_be_anything_that_can_be_asked(url):
+    environ = {"DEMUR_WEBHOOK_URL": url, "DEMUR_WEBHOOK_SECRET": "s"}
+    assert load_settings({}, environ=environ).webhook_url == url
