@@ -23,6 +23,8 @@ BET_STAKES = np.array([0.35, 0.25, 0.15, 0.25])
 _LOG_STAKES = np.log(BET_STAKES)
 # A new copy of the bets starts every so many audits, so that a good spell does not leave it in debt.
 COPY_EVERY = 25
+# Missing labels are held against so many audits at least, so that one or two at the beginning starve nothing.
+LEAST_SETTLED = 20
 
 State = Literal["valid", "starved", "expired", "withdrawn"]
 
@@ -34,6 +36,11 @@ class Outcome(IntEnum):
     ERROR = 1
     MISSING = 2
     PENDING = 3
+
+
+def starves(missing: int, settled: int, max_missing: float) -> bool:
+    """Whether too many of the audits that are labelled or past their deadline (`settled`) are `missing` a label."""
+    return missing / max(settled, LEAST_SETTLED) > max_missing
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,7 @@ class RiskMonitor:
     Parameters
     ----------
     alpha, delta : those of the certificate; MonitorError outside (0, 1).
-    max_missing : share of missing labels, of audits that are due, above which the certificate is starved.
+    max_missing : share of missing labels, of audits that are due (20 at least), above which the certificate is starved.
     window : number of last audits behind `recent`.
     """
 
@@ -160,13 +167,14 @@ class RiskMonitor:
     def state(self, *, expired: bool = False, overdue: bool = False) -> State:
         """State of the certificate: the gravest of what is so.
 
-        `expired`: it is past its expiry; `overdue`: its labels are past the deadline set for them.
+        `expired`: it is past its expiry; `overdue`: lately too many of its labels are past their deadline.
         """
         if self.withdrawn:
             return "withdrawn"
         if expired:
             return "expired"
-        return "starved" if overdue or self.missing_share > self.max_missing else "valid"
+        missing, pending = self.counts[Outcome.MISSING], self.counts[Outcome.PENDING]
+        return "starved" if overdue or starves(missing, self.audits - pending, self.max_missing) else "valid"
 
     def copy(self) -> Self:
         """An independent copy, from which a changed tail of the table can be replayed."""

@@ -8,7 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from demur.calibration import Outcome, RiskMonitor
-from demur.calibration.monitor import State
+from demur.calibration.monitor import State, starves
+
+#: The last audits, labelled or past their deadline, of which too many may not be without a label.
+_LAST_SETTLED = 200
+_PENDING = bytes([Outcome.PENDING])
 
 
 class GuaranteeProcess:
@@ -27,6 +31,7 @@ class GuaranteeProcess:
         # Everything before the oldest audit that waits for its label; the rest is replayed from there.
         self._settled = RiskMonitor.restored([], alpha, delta, max_missing=max_missing, withdrawn=withdrawn)
         self._monitor: RiskMonitor | None = self._settled
+        self._overdue = False
         self._waiting = array("q")
         #: Grows whenever what is known changes.
         self.revision = 0
@@ -71,7 +76,7 @@ class GuaranteeProcess:
 
     def state(self, *, expired: bool) -> State:
         """State of the certificate, for labels missing as of the last `expire`."""
-        return self._replay().state(expired=expired)
+        return self._replay().state(expired=expired, overdue=self._overdue)
 
     def count(self, outcome: Outcome) -> int:
         """Audits with this outcome."""
@@ -102,7 +107,13 @@ class GuaranteeProcess:
                 self._monitor.extend(self._outcomes(until, len(self._codes)))
             if self._monitor.withdrawn and not self._settled.withdrawn:
                 self._settled = self._begin(withdrawn=True)
+            self._overdue = self._last_starve()
         return self._monitor
+
+    def _last_starve(self) -> bool:
+        """Whether labels stopped: after a long good history a share of all audits takes weeks to say so."""
+        last = self._codes.translate(None, _PENDING)[-_LAST_SETTLED:]
+        return starves(last.count(Outcome.MISSING), len(last), self._settled.max_missing)
 
     def _outcomes(self, first: int, last: int) -> NDArray[np.uint8]:
         return np.frombuffer(bytes(self._codes[first:last]), dtype=np.uint8)

@@ -99,6 +99,13 @@ def test_states_from_the_gravest_down():
     assert monitor.state(expired=True, overdue=True) == "withdrawn"
 
 
+@pytest.mark.parametrize(("missing", "state"), [(2, "valid"), (3, "starved")])
+def test_the_first_audits_without_a_label_are_held_against_twenty(missing, state):
+    monitor = RiskMonitor(ALPHA, DELTA)
+    monitor.extend([Outcome.MISSING] * missing + [Outcome.PENDING] * 50)
+    assert monitor.state() == state
+
+
 def test_recent_risk_says_that_it_is_not_always_valid():
     monitor = RiskMonitor(ALPHA, DELTA, window=100)
     assert monitor.recent.estimate is None

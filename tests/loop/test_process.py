@@ -93,6 +93,36 @@ def test_labels_that_never_come_starve_the_certificate_and_late_ones_feed_it():
     assert not process.monitor.withdrawn
 
 
+def test_labels_that_stop_after_a_long_good_history_starve_the_certificate():
+    n = 5_000
+    rows = [(seq, float(seq), False) for seq in range(n)] + [(seq, float(seq), None) for seq in range(n, n + 400)]
+    live, restored = GuaranteeProcess(ALPHA, DELTA), GuaranteeProcess(ALPHA, DELTA)
+    for seq, due, wrong in rows:
+        live.drawn(seq, due)
+        if wrong is not None:
+            live.labelled(seq, wrong)
+    restored.restore(rows)
+    # Those that are not due say nothing; of the last 200 that are, a tenth may be without a label.
+    for now, state in ((n - 1, "valid"), (n + 19, "valid"), (n + 20, "starved"), (n + 400, "starved")):
+        for process in (live, restored):
+            process.expire(float(now))
+            assert process.state(expired=False) == state
+    assert live.monitor.missing_share < 0.1
+    for seq in range(n + 200, n + 380):  # late labels of the last ones
+        for process in (live, restored):
+            assert process.state(expired=False) == "starved"
+            process.labelled(seq, False)
+    assert [process.state(expired=False) for process in (live, restored)] == ["valid", "valid"]
+
+
+def test_one_or_two_first_audits_without_a_label_starve_nothing():
+    process = GuaranteeProcess(ALPHA, DELTA)
+    for seq, state in enumerate(("valid", "valid", "starved")):
+        process.drawn(seq, due=0.0)
+        process.expire(0.0)
+        assert process.state(expired=False) == state
+
+
 def by_delays(rng, audits, *, never):
     """One stream at risk alpha, labels as they arrive: errors at once, correct ones late or never."""
     wrong = rng.random(audits) < ALPHA
