@@ -10,12 +10,14 @@ class LabelResult(AnswerModel):
     """What became of a label: `stored`, `unchanged`, `corrected` or `rejected`; then `problem` says why.
 
     `evidence`: it counts for risk and calibration, since the server itself had drawn the decision for audit.
+    `second`: it is the second person's of an audit that two are asked about, and leaves the label in force as it is.
     """
 
     id: str
     status: str
     evidence: bool = False
     problem: str | None = None
+    second: bool = False
 
     @property
     def accepted(self) -> bool:
@@ -24,7 +26,7 @@ class LabelResult(AnswerModel):
 
 
 class GivenLabel(AnswerModel):
-    """A label as it is kept. `corrects` is the `seq` of the one that it replaces."""
+    """A label as it is kept. `corrects` is the `seq` of the one that it replaces; `second` as in `LabelResult`."""
 
     seq: int
     label: str
@@ -34,6 +36,7 @@ class GivenLabel(AnswerModel):
     received_at: datetime
     corrects: int | None = None
     evidence: bool = False
+    second: bool = False
 
 
 class Audit(AnswerModel):

@@ -31,13 +31,26 @@ class LabelGiven:
 
 @dataclass(frozen=True, slots=True)
 class LabelResult:
-    """What became of a label, and whether it is evidence; `problem` says why it was rejected."""
+    """What became of a label, and whether it is evidence; `problem` says why it was rejected.
+
+    `second`: it is the second person's, of an audit that two are asked about; the label in force stays as it is.
+    """
 
     decision_id: str
     status: LabelStatus
     evidence: bool = False
     problem: str | None = None
     task: str | None = None
+    second: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """A label that was given before; `key` names who gave it."""
+
+    seq: int
+    label: str
+    key: str | None
 
 
 @dataclass(slots=True)
@@ -49,9 +62,20 @@ class _Standing:
     options: tuple[str, ...]
     audit: int | None
     double: bool
-    label: tuple[int, str, tuple[str | None, str | None]] | None
-    second: tuple[int, str] | None
+    label: _Kept | None
+    second: _Kept | None
     changed: bool = False
+
+    @property
+    def wants_second(self) -> bool:
+        """Whether another person is asked. Nobody is where keys don't tell people apart."""
+        return self.double and self.second is None and (self.label is None or self.label.key is not None)
+
+    def is_second(self, key: str | None) -> bool:
+        """Whether a key's label is the second person's, or corrects that; else it is, or corrects, the one in force."""
+        if self.second is not None:
+            return key is not None and key == self.second.key
+        return self.wants_second and self.label is not None and key not in (None, self.label.key)
 
 
 @dataclass(slots=True)
@@ -63,7 +87,10 @@ class _Taking:
 def give(
     connection: Connection, options: OptionSets, given: Sequence[LabelGiven], *, key: str | None, now: datetime
 ) -> list[LabelResult]:
-    """Takes labels in their order; `key` names who gives them. One result for each."""
+    """Takes labels in their order; `key` names the person who gives them, None for nobody in particular.
+
+    One result for each.
+    """
     counters = schema.counters
     # Taken first: whoever else gives labels or draws waits here, and so seqs are committed in their order.
     last = connection.scalar(select(counters.c.labels).where(counters.c.id == 1).with_for_update())
@@ -87,11 +114,10 @@ def _take(
         return LabelResult(one.decision_id, "rejected", evidence, "not_an_option", known.task)
     if one.at is not None and one.at > now + TOLERANCE:
         return LabelResult(one.decision_id, "rejected", evidence, "in_the_future", known.task)
-    giver = (key, one.source)
-    second = known.double and known.label is not None and known.label[2] != giver
+    second = known.is_second(key)
     before = known.second if second else known.label
-    if before is not None and before[1] == one.label:
-        return LabelResult(one.decision_id, "unchanged", evidence, task=known.task)
+    if before is not None and before.label == one.label:
+        return LabelResult(one.decision_id, "unchanged", evidence, task=known.task, second=second)
     seq = last + len(taking.rows) + 1
     taking.rows.append(
         {
@@ -103,17 +129,17 @@ def _take(
             "key": key,
             "at": micros(one.at or now),
             "received_at": micros(now),
-            "corrects": None if before is None else before[0],
+            "corrects": None if before is None else before.seq,
             "second": second,
         }
     )
     if second:
-        known.second = (seq, one.label)
+        known.second = _Kept(seq, one.label, key)
     else:
-        # A correction leaves the label with whoever gave it first, so that the second person stays another.
-        known.label = (seq, one.label, giver if known.label is None else known.label[2])
+        known.label = _Kept(seq, one.label, key)
     known.changed = True
-    return LabelResult(one.decision_id, "stored" if before is None else "corrected", evidence, task=known.task)
+    status: LabelStatus = "stored" if before is None else "corrected"
+    return LabelResult(one.decision_id, status, evidence, task=known.task, second=second)
 
 
 def _standings(connection: Connection, options: OptionSets, ids: Sequence[str]) -> dict[str, _Standing]:
@@ -121,8 +147,8 @@ def _standings(connection: Connection, options: OptionSets, ids: Sequence[str]) 
         select(
             *(_D.c.id, _D.c.seq, _D.c.task, _D.c.options),
             *(_A.c.seq.label("audit"), _A.c.double),
-            *(_FIRST.c.seq.label("label"), _FIRST.c.label.label("label_name"), _FIRST.c.key, _FIRST.c.source),
-            *(_SECOND.c.seq.label("second"), _SECOND.c.label.label("second_name")),
+            *(_FIRST.c.seq.label("label"), _FIRST.c.label.label("label_name"), _FIRST.c.key),
+            *(_SECOND.c.seq.label("second"), _SECOND.c.label.label("second_name"), _SECOND.c.key.label("second_key")),
         )
         .outerjoin_from(_D, _A, _A.c.decision == _D.c.seq)
         .outerjoin(_FIRST, _FIRST.c.seq == _D.c.label)
@@ -141,8 +167,8 @@ def _standing(row: Mapping[Any, Any], options: tuple[str, ...]) -> _Standing:
         options=options,
         audit=row["audit"],
         double=bool(row["double"]),
-        label=None if row["label"] is None else (row["label"], row["label_name"], (row["key"], row["source"])),
-        second=None if row["second"] is None else (row["second"], row["second_name"]),
+        label=None if row["label"] is None else _Kept(row["label"], row["label_name"], row["key"]),
+        second=None if row["second"] is None else _Kept(row["second"], row["second_name"], row["second_key"]),
     )
 
 
@@ -152,7 +178,7 @@ def _write(connection: Connection, rows: list[dict[str, Any]], changed: list[_St
         update(_D)
         .where(_D.c.seq == bindparam("of"))
         .values(label=bindparam("now"), claimed_by=None, claimed_until=None),
-        [{"of": each.seq, "now": each.label[0]} for each in changed if each.label is not None],
+        [{"of": each.seq, "now": each.label.seq} for each in changed if each.label is not None],
     )
     drawn = [each for each in changed if each.audit is not None]
     if drawn:
@@ -161,8 +187,8 @@ def _write(connection: Connection, rows: list[dict[str, Any]], changed: list[_St
             [
                 {
                     "of": each.audit,
-                    "other": None if each.second is None else each.second[0],
-                    "wanted": each.double and each.second is None,
+                    "other": None if each.second is None else each.second.seq,
+                    "wanted": each.wants_second,
                 }
                 for each in drawn
             ],

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal, get_args
 
-from sqlalchemy import ColumnElement, Connection, and_, not_, or_, select, text, update
+from sqlalchemy import ColumnElement, Connection, and_, false, not_, or_, select, text, update
 
 from demur.server.store import schema
 from demur.server.store.rows import OptionSets, micros, moment
@@ -55,7 +55,10 @@ def page(
     person: str | None,
     now: datetime,
 ) -> tuple[list[ReviewItem], Place | None]:
-    """What `person` may be asked, and where to go on (None: that was all). What others have claimed is left out."""
+    """What `person` may be asked, and where to go on (None: that was all). What others have claimed is left out.
+
+    `person` is None where people cannot be told apart.
+    """
     kinds = KINDS if kind is None else (kind,)
     if after is not None:
         kinds = tuple(one for one in kinds if KINDS.index(one) >= KINDS.index(after.kind))
@@ -111,8 +114,9 @@ def _rows(
             .order_by(_A.c.seq)
         )
         query = query if task is None else query.where(_A.c.task == task)
-        if person is not None:  # the second label of an audit comes from somebody else
-            query = query.where(or_(_L.c.seq.is_(None), _L.c.key.is_distinct_from(person)))
+        # The second label of an audit comes from somebody else, and only where that can be told.
+        other = false() if person is None else and_(_L.c.key.is_not(None), _L.c.key != person)
+        query = query.where(or_(_L.c.seq.is_(None), other))
     else:
         query = (
             select(_D, _D.c.seq.label("place"))

@@ -124,4 +124,5 @@ def _members(result: LabelResult) -> dict[str, Any]:
         "evidence": result.evidence,
         "problem": result.problem,
         "task": result.task,
+        "second": result.second,
     }

@@ -31,12 +31,16 @@ class LabelsIn(Strict):
 
 
 class LabelOut(Out):
-    """What became of a label. `evidence`: it counts, since Demur drew the decision for audit."""
+    """What became of a label. `evidence`: it counts, since Demur drew the decision for audit.
+
+    `second`: it is the second person's of an audit that two are asked about; the label in force stays as it is.
+    """
 
     id: str
     status: Literal["stored", "unchanged", "corrected", "rejected"]
     evidence: bool
     problem: Literal["unknown_id", "not_an_option", "in_the_future"] | None = None
+    second: bool
 
 
 class LabelsOut(Out):

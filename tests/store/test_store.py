@@ -173,6 +173,52 @@ def test_two_people_label_an_audit_without_correcting_each_other(store):
     assert store.read_now(upkeep.disagreement) == {"colours": (1, 0)}
 
 
+def test_a_person_of_two_corrects_their_own_label_whatever_its_source(store):
+    draw(store, record("dec_1", drawn=True), double=True)
+    given = [
+        ("ann", "red", "first", "stored", False),
+        ("ann", "blue", "recheck", "corrected", False),
+        ("bob", "blue", None, "stored", True),
+        ("bob", "green", "recheck", "corrected", True),
+        ("ann", "red", None, "corrected", False),
+        ("ann", "red", "again", "unchanged", False),
+        ("bob", "green", None, "unchanged", True),
+    ]
+    for who, label, source, status, second in given:
+        (result,) = give(store, LabelGiven("dec_1", label, source), key=who)
+        assert (result.status, result.second) == (status, second)
+    found = find(store, "dec_1")
+    assert (found.audit.label, found.audit.second, found.audit.open) == ("red", "green", False)
+    assert [one.corrects for one in found.labels] == [None, 1, None, 3, 2]
+
+
+def test_after_two_people_a_third_corrects_the_label_in_force(store):
+    draw(store, record("dec_1", drawn=True), double=True)
+    give(store, ("dec_1", "red"))
+    give(store, ("dec_1", "blue"), key="bob")
+    for who, label, expected in (("boss", "green", ("green", "blue")), ("bob", "red", ("green", "red"))):
+        (result,) = give(store, ("dec_1", label), key=who)
+        audit = find(store, "dec_1").audit
+        assert (result.status, result.second, (audit.label, audit.second)) == ("corrected", who == "bob", expected)
+    # Both labels of one request are taken alike.
+    draw(store, record("dec_2", drawn=True), double=True)
+    assert [one.second for one in give(store, ("dec_2", "red"), ("dec_2", "blue"))] == [False, False]
+    assert store.read_now(upkeep.disagreement) == {"colours": (1, 1)}
+
+
+def test_where_nobody_can_be_told_apart_one_label_is_all_that_is_asked_for(store):
+    draw(store, *(record(f"dec_{i}", drawn=True) for i in (1, 2)), double=True)
+    assert [give(store, ("dec_1", label), key=None)[0].status for label in ("red", "blue")] == ["stored", "corrected"]
+    assert [item.id for item in queue(store, person=None)[0]] == ["dec_2"]
+    assert [item.id for item in queue(store, person="ann")[0]] == ["dec_2"]
+    assert not find(store, "dec_1").audit.open
+    give(store, ("dec_2", "red"))
+    assert (queue(store, person=None)[0], [item.id for item in queue(store, person="bob")[0]]) == ([], ["dec_2"])
+    # Who gave the first label is not known, so the next is no second person's.
+    assert give(store, ("dec_1", "green"))[0].second is False
+    assert store.read_now(upkeep.disagreement) == {}
+
+
 def queue(store, person="ann", after=None, limit=10, kind=None, now=NOW):
     return store.read_now(
         lambda connection: review.page(
