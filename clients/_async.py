@@ -147,8 +147,8 @@ class AsyncClient:
             for result in await self._run(call)
         ]
 
-    async def decision(self, id: str) -> StoredDecision:  # noqa: A002
-        """A decision as the server keeps it, with its labels. Raises `NotFound`; others know it in a second."""
+    async def decision(self, id: str) -> StoredDecision | ReviewItem:  # noqa: A002
+        """As `Client.decision`."""
         return await self._run(_loop_calls.decision(id))
 
     async def review(

@@ -74,9 +74,15 @@ def feedback_batches(
     )
 
 
-def decision(name: str) -> Call[StoredDecision]:
-    """A decision as it is kept."""
-    return Call("GET", f"/decisions/{quote(name, safe='')}", _reader(StoredDecision))
+def decision(name: str) -> Call[StoredDecision | ReviewItem]:
+    """A decision as it is kept, or as the queue shows it."""
+
+    def read(response: httpx.Response) -> StoredDecision | ReviewItem:
+        data = response.json()
+        blind = isinstance(data, dict) and "kind" in data
+        return ReviewItem.model_validate(data) if blind else StoredDecision.model_validate(data)
+
+    return Call("GET", f"/decisions/{quote(name, safe='')}", read)
 
 
 def review(task: str | None, kind: Kind | None, after: str | None, limit: int) -> Call[Page]:

@@ -168,8 +168,12 @@ class Client:
             for result in self._run(call)
         ]
 
-    def decision(self, id: str) -> StoredDecision:  # noqa: A002
-        """A decision as the server keeps it, with its labels. Raises `NotFound`; others know it in a second."""
+    def decision(self, id: str) -> StoredDecision | ReviewItem:  # noqa: A002
+        """A decision as the server keeps it, with its labels. Raises `NotFound`; others know it in a second.
+
+        An audit that waits for a label of this key is a `ReviewItem`, blind as in the queue; a key of an administrator
+        is shown all of it.
+        """
         return self._run(_loop_calls.decision(id))
 
     def review(self, task: str | None = None, kind: Kind | None = None, *, page_size: int = 50) -> Iterator[ReviewItem]:

@@ -28,6 +28,7 @@ from demur.server.wires.feedback_models import (
     LabelsOut,
     ReleaseIn,
     ReleasesOut,
+    ReviewItemOut,
     ReviewOut,
 )
 from demur.server.wires.ops_models import StatusOut, TaskOut, TasksOut, VersionOut
@@ -231,8 +232,8 @@ def _loop_paths() -> dict[str, dict[str, Operation]]:
     statuses = (400, 401, 403, 409, 413, 415, 422, 503)
     decision = _operation(
         "get_decision",
-        "A stored decision and its labels",
-        _json(_ref(DecisionOut)) | _problems((401, 404, 409, 503)),
+        "A stored decision and its labels; an audit that waits for a label of this key is shown blind, as in /review",
+        _json({"anyOf": [_ref(DecisionOut), _ref(ReviewItemOut)]}) | _problems((401, 404, 409, 503)),
     )
     identifier = {"name": "id", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
     return {

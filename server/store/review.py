@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from typing import Any, Literal, get_args
 
 from sqlalchemy import ColumnElement, Connection, and_, false, not_, or_, select, text, update
+from sqlalchemy.sql.selectable import Select
 
 from demur.server.store import schema
 from demur.server.store.rows import OptionSets, micros, moment
@@ -76,6 +77,14 @@ def page(
     return found, None
 
 
+def open_audit(
+    connection: Connection, options: OptionSets, decision_id: str, *, person: str | None
+) -> ReviewItem | None:
+    """A decision as the queue shows it, blind, if it is an audit that waits for a label of `person`."""
+    row = connection.execute(_open(person).where(_D.c.id == decision_id)).mappings().first()
+    return None if row is None else _item(row, "audit", options.names(connection, [row["options"]])[row["options"]])
+
+
 def claim(
     connection: Connection, ids: Sequence[str], *, person: str, until: datetime, now: datetime
 ) -> Mapping[str, bool]:
@@ -106,17 +115,8 @@ def _rows(
     connection: Connection, task: str | None, kind: Kind, start: int, limit: int, person: str | None, now: datetime
 ) -> Sequence[Mapping[Any, Any]]:
     if kind == "audit":
-        query = (
-            select(_D, _A.c.seq.label("place"))
-            .join_from(_A, _D, _A.c.decision == _D.c.seq)
-            .outerjoin(_L, _L.c.seq == _D.c.label)
-            .where(text("open"), _A.c.seq > start, ~_D.c.erased)
-            .order_by(_A.c.seq)
-        )
+        query = _open(person).where(_A.c.seq > start).order_by(_A.c.seq)
         query = query if task is None else query.where(_A.c.task == task)
-        # The second label of an audit comes from somebody else, and only where that can be told.
-        other = false() if person is None else and_(_L.c.key.is_not(None), _L.c.key != person)
-        query = query.where(or_(_L.c.seq.is_(None), other))
     else:
         query = (
             select(_D, _D.c.seq.label("place"))
@@ -125,6 +125,18 @@ def _rows(
         )
         query = query if task is None else query.where(_D.c.task == task)
     return connection.execute(query.where(_free(person, now)).limit(limit)).mappings().all()
+
+
+def _open(person: str | None) -> Select[Any]:
+    """Audits that wait for a label of this person."""
+    # The second label comes from somebody else, and only where that can be told.
+    other = false() if person is None else and_(_L.c.key.is_not(None), _L.c.key != person)
+    return (
+        select(_D, _A.c.seq.label("place"))
+        .join_from(_A, _D, _A.c.decision == _D.c.seq)
+        .outerjoin(_L, _L.c.seq == _D.c.label)
+        .where(text("open"), ~_D.c.erased, or_(_L.c.seq.is_(None), other))
+    )
 
 
 def _free(person: str | None, now: datetime) -> ColumnElement[bool]:

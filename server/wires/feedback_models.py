@@ -147,7 +147,7 @@ class ShadowOut(Out):
 
 
 class DecisionOut(Out):
-    """A stored decision. `audit` is told only where the task shows it, or to keys that may label."""
+    """A stored decision. `audit` and second labels are told only where the task shows it, or to keys that may label."""
 
     id: str
     task: str

@@ -52,7 +52,7 @@ def routes(services: Services) -> list[Route]:
             )
         )
         following = None if place is None else f"{place.kind}.{place.seq}"
-        return json_reply({"items": [_item(item) for item in items], "next": following})
+        return json_reply({"items": [item_members(item) for item in items], "next": following})
 
     @labels_only
     async def claim(request: Request) -> Response:
@@ -140,7 +140,8 @@ def _limit(text: str | None) -> int:
     return int(text)
 
 
-def _item(item: ReviewItem) -> dict[str, Any]:
+def item_members(item: ReviewItem) -> dict[str, Any]:
+    """Something to label, as it is answered; an audit blind."""
     members = asdict(item)
     members["at"] = item.at.isoformat()
     members["claimed_until"] = None if item.claimed_until is None else item.claimed_until.isoformat()

@@ -15,6 +15,7 @@ from demur.clients import (
     InvalidRequest,
     NotFound,
     PermissionDenied,
+    ReviewItem,
     UnexpectedAnswer,
 )
 
@@ -140,12 +141,16 @@ async def test_a_stored_decision_is_read(connect, script):
     stored = {"id": "d/1", "task": "intent", "at": AT.isoformat(), "decision": "b", "verdict": "trust",
               "reason": "above_trust_threshold", "probabilities": {"a": 0.1, "b": 0.9}, "label_mass": 1.0,
               "p_correct": 0.9, "audit": {"state": "open", "due": AT.isoformat()}, "labels": [label]}  # fmt: skip
-    server = script(httpx.Response(200, json=stored), problem(404))
+    blind = {"id": "d/1", "task": "intent", "kind": "audit", "at": AT.isoformat(), "input": None, "options": ["a", "b"]}
+    server = script(httpx.Response(200, json=stored), httpx.Response(200, json=blind), problem(404))
     face = connect(server)
     found = await face("decision", "d/1")
     assert server.requests[0].url.raw_path == b"/decisions/d%2F1"
     assert (found.decision, found.audit.state, found.audit.due) == ("b", "open", AT)
     assert (found.labels[0].label, found.labels[0].corrects, found.labels[0].evidence) == ("a", 2, True)
+    waiting = await face("decision", "d/1")
+    assert isinstance(waiting, ReviewItem)
+    assert (waiting.kind, waiting.options) == ("audit", ("a", "b"))
     with pytest.raises(NotFound):
         await face("decision", "gone")
 

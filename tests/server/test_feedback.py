@@ -23,6 +23,7 @@ from .conftest import INLINE, TEAMS
 ALWAYS, NEVER = AuditSpec(1, 1, 1), AuditSpec(0, 0, 0)
 TASKS = {
     "audited": Task("audited", DecisionSpec(TEAMS), audit=ALWAYS, log_inputs=True, show_audit=True, content_hash="a"),
+    "twice": Task("twice", DecisionSpec(TEAMS), audit=ALWAYS, log_inputs=True, double_label=1.0, content_hash="c"),
     "plain": Task("plain", DecisionSpec(TEAMS), audit=NEVER, content_hash="b"),
 }
 KEYS = {"api_keys": "caller", "feedback_keys": "ann:aaa,bob:bbb", "admin_keys": "boss"}
@@ -201,6 +202,45 @@ async def test_rights(rig, database):
         assert (await client.get(f"/decisions/{one['id']}", headers=as_key("caller"))).status_code == 200
         assert (await client.post("/feedback", json=body, headers=as_key("bbb"))).json()["status"] == "stored"
         assert (await stored(client, one["id"], headers=as_key("boss")))["labels"][0]["key"] == "bob"
+
+
+async def test_an_audit_is_blind_to_whoever_is_to_label_it_wherever_it_is_looked_at(rig, database):
+    async with served(rig, database, **KEYS) as (client, _):
+        for who in ("caller", "aaa"):  # also to a key that asked for the decision itself
+            (one,) = await decide(client, "twice", f"of {who}", headers=as_key(who))
+            (queued,) = (await client.get("/review", headers=as_key("aaa"))).json()["items"]
+            assert await stored(client, one["id"], headers=as_key("aaa")) == queued
+            assert not queued.keys() & {"decision", "verdict", "reason", "probabilities", "p_correct", "labels"}
+            assert (queued["kind"], queued["input"], queued["options"]) == ("audit", f"of {who}", [*TEAMS.names])
+            assert "decision" in await stored(client, one["id"], headers=as_key("boss"))
+            body = {"id": one["id"], "label": "sales"}
+            for key in ("aaa", "bbb"):
+                assert "labels" not in await stored(client, one["id"], headers=as_key(key))
+                told = (await client.post("/feedback", json=body, headers=as_key(key))).json()
+                assert (told["status"], told["second"]) == ("stored", key == "bbb")
+                assert len((await stored(client, one["id"], headers=as_key(key)))["labels"]) == 1 + (key == "bbb")
+            assert "decision" in await stored(client, one["id"], headers=as_key("aaa"))
+
+
+async def test_labels_do_not_tell_a_caller_that_a_decision_was_drawn(rig, database):
+    async with served(rig, database, **KEYS) as (client, _):
+        (drawn,) = await decide(client, "twice", "one", headers=as_key("caller"))
+        (other,) = await decide(client, "plain", "two", headers=as_key("caller"))
+        shown = []
+        for one in (drawn, other):
+            for key, label in (("aaa", "sales"), ("bbb", "billing"), ("boss", "billing")):
+                await client.post("/feedback", json={"id": one["id"], "label": label}, headers=as_key(key))
+            shown.append(await stored(client, one["id"], headers=as_key("caller")))
+        assert shown[0].keys() == shown[1].keys()
+        for each in shown:
+            assert {(one["evidence"], one["second"]) for one in each["labels"]} == {(False, False)}
+            seqs = [one["seq"] for one in each["labels"]]
+            assert [one["corrects"] for one in each["labels"]] == [None, *seqs[:-1]]
+        assert [one["second"] for one in (await stored(client, drawn["id"], headers=as_key("boss")))["labels"]] == [
+            False,
+            True,
+            False,
+        ]
 
 
 async def test_another_keys_decision_is_not_shown(rig, database):
