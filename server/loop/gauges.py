@@ -6,6 +6,7 @@ from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
+from demur.calibration.drift import Signal
 from demur.calibration.monitor import State
 from demur.server.exposition import Gauges
 from demur.server.loop.live import LiveView
@@ -28,6 +29,9 @@ class LoopGauges:
         self.calibration_error = gauge("calibration_error", "Error of p_correct in audits.", "task", "estimator")
         self.noise_floor = gauge(
             "calibration_error_noise_floor", "The ece that a perfectly calibrated model would show.", "task"
+        )
+        self.error_limit = gauge(
+            "calibration_error_limit", "The ece that a perfectly calibrated model passes in 1% of windows.", "task"
         )
         self.brier = gauge("brier_score", "Brier score in audits, summed over options.", "task")
         self.reliability = Gauges(
@@ -85,22 +89,22 @@ class LoopGauges:
         counter.labels(task, renewed.outcome).inc()
 
     def traffic(self, task: str, traffic: Traffic) -> None:
-        """Shows a task's last decisions."""
-        if traffic.expected_accuracy is not None:
-            self.expected_accuracy.labels(task).set(traffic.expected_accuracy)
-        if traffic.drift is not None:
-            for signal, value in traffic.drift.values.items():
-                self.drift.labels(task, signal).set(value)
-                self.drift_limit.labels(task, signal).set(traffic.limits[signal])
+        """Shows a task's last decisions, and nothing of those under a bundle before."""
+        _show(self.expected_accuracy, traffic.expected_accuracy, task)
+        values = {} if traffic.drift is None else traffic.drift.values
+        for signal in get_args(Signal):
+            _show(self.drift, values.get(signal), task, signal)
+            _show(self.drift_limit, traffic.limits.get(signal) if signal in values else None, task, signal)
 
     def _guarantee(self, status: GuaranteeStatus) -> None:
         record = status.record
         at = record.task, record.slice or ""
         for bound, value in (("estimate", status.estimate), ("upper", status.upper), ("recent", status.recent)):
             if value is not None:
-                self.risk.labels(*at, bound).set(value)
+                self.risk.labels(*at, bound).set(round(value, 9))
         self.risk_limit.labels(*at).set(record.alpha)
-        self.log_evalue.labels(*at).set(status.log_evalue)
+        # Audits that came one by one and those of a restart are added up in another order.
+        self.log_evalue.labels(*at).set(round(status.log_evalue, 9))
         self.log_threshold.labels(*at).set(status.log_threshold)
         for state in _STATES:
             self.state.labels(*at, state).set(state == status.state)
@@ -138,20 +142,25 @@ class LoopGauges:
             (self.accuracy, (task,), None if shown is None else shown.accuracy),
             (self.brier, (task,), None if shown is None else shown.brier),
             (self.noise_floor, (task,), None if shown is None else shown.noise_floor),
+            (self.error_limit, (task,), None if shown is None else shown.ece_limit),
             (self.calibration_error, (task, "ece"), None if shown is None else shown.ece),
             (self.calibration_error, (task, "debiased"), None if shown is None else shown.debiased),
         )
         for gauge, labels, value in values:
-            if value is None:
-                _remove(gauge, *labels)
-            else:
-                gauge.labels(*labels).set(value)
+            _show(gauge, value, *labels)
 
     def _reliability(self, task: str, bins: tuple[ReliabilityBin, ...]) -> None:
         rows: dict[tuple[str, ...], float] = {
             (task, f"{one.low:.1f}", value): float(getattr(one, value)) for one in bins for value in _RELIABILITY
         }
         self.reliability.show(task, rows)
+
+
+def _show(gauge: Gauge, value: float | None, *labels: str) -> None:
+    if value is None:
+        _remove(gauge, *labels)
+    else:
+        gauge.labels(*labels).set(value)
 
 
 def _remove(gauge: Gauge, *labels: str) -> None:

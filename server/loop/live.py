@@ -112,6 +112,11 @@ class LiveLoop:
         """Seconds since the store was last read; infinite before that."""
         return float("inf") if self._fresh is None else self._monotonic() - self._fresh
 
+    @property
+    def waits(self) -> bool:
+        """Whether something is served, and so has to be known."""
+        return bool(self._wanted or self._served)
+
     def serve(self, served: Served) -> None:
         """Watches what a task is served with from the next look on; until then its certificates are unknown."""
         self._wanted[served.task] = served

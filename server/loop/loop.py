@@ -40,8 +40,8 @@ class Loop:
         self.settings = settings
         self.auditor = Auditor(store, due_days=settings.audit_days, max_unaudited=settings.max_unaudited)
         self.log = DecisionLog(store, capacity=settings.log_buffer, written=self.auditor.wrote)
-        #: Told of a stored label: its task and source.
-        self.count_feedback: Callable[[str, str | None], None] = lambda _task, _source: None
+        #: Told of a stored label: its task, its source, and whether it is an audit's.
+        self.count_feedback: Callable[[str, str | None, bool], None] = lambda _task, _source, _evidence: None
         #: Awaited before labels are acknowledged, so that what follows from them holds from the next decision on.
         self.labelled: Callable[[], Awaitable[None]] = _nothing
         #: By task: audits that two people have labelled, and those of them on which they differ.

@@ -19,7 +19,10 @@ class StoreMetrics(Collector):
         self._loop = loop
         self._sources: set[str] = set()
         self._feedback = Counter(
-            "demur_feedback", "Labels stored, by this process.", ("task", "source"), registry=registry
+            "demur_feedback",
+            "Labels stored, by this process; evidence: of audits.",
+            ("task", "source", "evidence"),
+            registry=registry,
         )
         loop.count_feedback = self._count_feedback
         registry.register(self)
@@ -44,12 +47,12 @@ class StoreMetrics(Collector):
             lost.add_metric((reason,), loop.log.lost[reason])
         yield lost
 
-    def _count_feedback(self, task: str, source: str | None) -> None:
+    def _count_feedback(self, task: str, source: str | None, evidence: bool) -> None:
         named = source or ""
         if named not in self._sources and len(self._sources) >= _SOURCES:
             named = "other"
         self._sources.add(named)
-        self._feedback.labels(task, named).inc()
+        self._feedback.labels(task, named, str(evidence).lower()).inc()
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

@@ -84,7 +84,8 @@ class Watch:
         self.renewal = Renewal(store, self.shelf, count=gauges.count_renewal)
         self._traffic: dict[str, _Traffic] = {}
         self._work: list[asyncio.Task[None]] = []
-        gauges.state_age.set_function(lambda: self.live.age)
+        # While the engine starts nothing is served, and no certificate has to be known.
+        gauges.state_age.set_function(lambda: self.live.age if self.live.waits else float("nan"))
 
     @classmethod
     def over(

@@ -15,7 +15,9 @@ WINDOW = 1_000
 #: Below so many labelled audits no estimate is shown.
 LEAST = 50
 _BINS = 10
-_SIMULATIONS = 200
+_SIMULATIONS = 500
+#: Share of windows of a perfectly calibrated model that pass the limit.
+_ABOVE = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,7 @@ class ReliabilityBin:
 class LiveCalibration:
     """Estimates over a window. `noise_floor`: the mean `ece` of a perfectly calibrated model of these confidences.
 
+    `ece_limit`: what such a model passes in one window of a hundred.
     Those of the confidence are None, and there is no bin, without `p_correct`.
     """
 
@@ -58,6 +61,7 @@ class LiveCalibration:
     ece: float | None = None
     debiased: float | None = None
     noise_floor: float | None = None
+    ece_limit: float | None = None
     reliability: tuple[ReliabilityBin, ...] = ()
 
 
@@ -107,13 +111,15 @@ def live_calibration(audits: Iterable[LabelledAudit]) -> LiveCalibration:
     starts = _bins(confidence, weight)
     # One seed for all, so that processes that hold the same rows show the same number.
     perfect = np.random.default_rng(0).random((_SIMULATIONS, len(rows))) < confidence
+    by_chance = _ece(confidence - perfect, weight, starts)
     return LiveCalibration(
         len(rows),
         accuracy,
         mean_brier,
         ece=float(_ece(confidence - correct, weight, starts)),
         debiased=_debiased(confidence - correct, weight, starts),
-        noise_floor=float(_ece(confidence - perfect, weight, starts).mean()),
+        noise_floor=float(by_chance.mean()),
+        ece_limit=float(np.quantile(by_chance, 1 - _ABOVE, method="higher")),
         reliability=tuple(_reliability(confidence, correct, weight)),
     )
 

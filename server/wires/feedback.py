@@ -113,7 +113,7 @@ async def _give(
     if fresh:
         for one, result in zip(given, results, strict=True):
             if result["status"] in ("stored", "corrected"):
-                loop.count_feedback(result["task"], one.source)
+                loop.count_feedback(result["task"], one.source, bool(result["evidence"]))
     return results
 
 

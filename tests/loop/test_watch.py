@@ -10,7 +10,12 @@ import pytest
 
 from demur.server.calibrated import Calibrated
 from demur.server.loop import renewal
+from demur.server.loop.loop import Loop
+from demur.server.loop.watch import Watch
 from demur.server.loop.webhook import Webhook, signature
+from demur.server.metrics import Metrics
+from demur.server.registry import Registry
+from demur.server.settings import Settings
 from demur.server.store.errors import StoreUnavailable
 from demur.server.store.upkeep import exported
 from tests.server.bundled import bundle_files, certificates, make_bundle
@@ -248,6 +253,42 @@ async def test_a_better_calibrator_is_adopted_and_keeps_the_process_of_its_certi
     assert after.keys() == before.keys()
     assert (await process.decide())["calibration"]["bundle"] == renewed["bundle"]
     assert (await process.ask("POST", "/tasks/route/recalibrate"))["outcome"] == "too_few_audits"
+
+
+async def test_drift_of_a_bundle_before_is_not_shown_any_more(run, tmp_path):
+    def bundle(name: str, rows: int) -> Calibrated:
+        reference = {
+            "scores": np.linspace(0.6, 0.9, rows).tolist(),
+            "label_mass": [0.99] * rows,
+            "options": {"billing": rows - 2, "technical": 1, "sales": 1},
+        }
+        files = bundle_files(issued=certificates(), **{"reference.json": json.dumps(reference).encode()})
+        return Calibrated.of(make_bundle(tmp_path / name / "route", files))
+
+    async def shown() -> set[str]:
+        for _ in range(60):
+            await process.decide()
+        await process.watch.tend()
+        await process.watch.tend()
+        return {name.partition("{")[0] for name in await process.metrics() if 'task="route"' in name}
+
+    process = await run()
+    await process.watch.shelf.adopt("route", bundle("large", 500), "me")
+    assert {"demur_drift", "demur_drift_limit"} <= await shown()
+    # Too few rows to compare with.
+    await process.watch.shelf.adopt("route", bundle("small", 100), "me")
+    assert not {"demur_drift", "demur_drift_limit"} & await shown()
+
+
+async def test_nothing_is_unknown_before_anything_is_served(tmp_path):
+    loop = Loop.open(Settings(model="m", state_dir=tmp_path))
+    assert loop is not None
+    metrics = Metrics()
+    watch = Watch.over(loop, Registry({}), metrics, loop.settings, lambda: None)
+    assert "demur_state_age_seconds NaN" in metrics.page().decode()
+    watch.serves("route", Calibrated.of(make_bundle(tmp_path / "route", bundle_files(issued=certificates()))))
+    assert "demur_state_age_seconds +Inf" in metrics.page().decode()
+    await loop.aclose()
 
 
 async def test_what_is_not_better_beyond_chance_is_not_adopted(run):

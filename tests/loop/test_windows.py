@@ -43,8 +43,22 @@ def test_a_calibrated_model_stays_at_the_noise_floor_and_a_sure_one_rises_above(
     calm = [live_calibration(audited(rng, *traffic(rng, 6000))) for _ in range(60)]
     loud = [live_calibration(audited(rng, *traffic(rng, 6000, over=0.15))) for _ in range(10)]
     assert np.mean([one.ece for one in calm]) == pytest.approx(np.mean([one.noise_floor for one in calm]), rel=0.1)
-    assert min(one.ece - one.noise_floor for one in loud) > 0
+    assert min(one.ece - one.ece_limit for one in loud) > 0
     assert min(one.debiased for one in loud) > np.quantile([one.debiased for one in calm], 0.9)
+
+
+def test_a_calibrated_model_passes_its_limit_in_one_window_of_a_hundred():
+    rng = np.random.default_rng(4)
+    windows = 1000
+    passed = 0
+    for _ in range(windows):
+        p = rng.beta(5, 1.2, 60)
+        rate = np.where(p > 0.85, 0.05, 0.01)
+        rows = zip(range(60), rate, rng.random(60) < p, p, strict=True)
+        found = live_calibration(LabelledAudit(i, float(r), bool(ok), float(c), 0.0) for i, r, ok, c in rows)
+        passed += found.ece > found.ece_limit
+    # Binomial: 1% and three standard errors.
+    assert passed <= windows * (0.01 + 3 * (0.01 * 0.99 / windows) ** 0.5)
 
 
 def test_equal_weights_give_the_usual_numbers():

@@ -89,7 +89,7 @@ async def test_labels_come_back_and_are_answered_one_by_one(rig, database):
         assert shown["input"] == "one"
         assert (await stored(client, plain["id"]))["input"] is None
         page = (await client.get("/metrics")).text
-        assert 'demur_feedback_total{source="reviewer",task="audited"} 1.0' in page
+        assert 'demur_feedback_total{evidence="true",source="reviewer",task="audited"} 1.0' in page
         assert "demur_store_up 1.0" in page
 
 
