@@ -123,20 +123,23 @@ def purge(one: "Store", ids: tuple[str, ...], subject: str | None, days: float |
     """Delete decisions for good.
 
     Of those that were drawn for audit, verdict, probabilities and label stay as evidence; input, hash, key, subject and
-    raw readout go.
+    raw readout go. An audit whose label is not due yet waits for it no more; one past its deadline stays unlabelled.
     """
     from demur.server.store import upkeep
 
     if sum((bool(ids), subject is not None, days is not None)) != 1:
         raise click.UsageError("give one of --id, --subject and --days")
     hashed = None if subject is None else one.hash("subject", subject)
-    before = datetime.now(UTC) - timedelta(days=days or 0)
+    now = datetime.now(UTC)
+    before = now - timedelta(days=days or 0)
     gone = 0
     while True:
         if days is not None:
-            some = one.write_now(lambda connection: upkeep.expire(connection, before))
+            some = one.write_now(lambda connection: upkeep.expire(connection, before, now))
         else:
-            some = one.write_now(lambda connection: upkeep.erase(connection, ids=list(ids) or None, subject=hashed))
+            some = one.write_now(
+                lambda connection: upkeep.erase(connection, ids=list(ids) or None, subject=hashed, now=now)
+            )
         gone += some
         if some < upkeep.BATCH:
             break

@@ -68,7 +68,7 @@ class Settings(BaseModel):
     store_timeout_s: float = Field(2.0, gt=0, le=60, description="Longest wait for the store.")
     log_buffer: int = Field(20_000, ge=1, description="Decisions that wait for a slow store; more are lost.")
     log_adhoc: bool = Field(False, description="Store decisions on inline questions too.")
-    retention_days: float = Field(0, ge=0, description="Days that decisions are kept; 0 keeps them.")
+    retention_days: float = Field(0, ge=0, description="Days that decisions are kept, over audit_days; 0 keeps them.")
     audit_days: float = Field(7, gt=0, le=3650, description="Days in which the label of an audit is due.")
     max_unaudited: int = Field(
         1_000, ge=0, description="Decisions without a store for audits, after which nothing is trusted (or 10 minutes)."
@@ -131,6 +131,15 @@ class Settings(BaseModel):
         if url is not None and not _is_http(url):
             raise ValueError("must be http:// or https:// with the name or address of a host, and a port up to 65535")
         return url
+
+    @model_validator(mode="after")
+    def _audits_last_until_they_are_due(self) -> Self:
+        if 0 < self.retention_days <= self.audit_days:
+            raise ValueError(
+                f"retention_days ({self.retention_days:g}) would delete audits before their labels are due; keep "
+                f"decisions longer than audit_days ({self.audit_days:g}), shorten that, or set 0 to keep them all"
+            )
+        return self
 
     @model_validator(mode="after")
     def _webhook_is_signed(self) -> Self:

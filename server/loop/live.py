@@ -6,6 +6,7 @@ them for `STALE_S` knows nothing: whatever rests on a certificate is then not tr
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
@@ -16,11 +17,19 @@ from itertools import count
 from sqlalchemy import Connection
 
 from demur.calibration.monitor import State
-from demur.server.loop.state import GuaranteeStatus, LiveState, Row, TaskStatus
+from demur.server.loop.process import Row
+from demur.server.loop.state import GuaranteeStatus, LiveState, TaskStatus
 from demur.server.loop.window import WINDOW
 from demur.server.store.decisions import Labelled, changes, heads, last_labelled
 from demur.server.store.errors import StoreUnavailable
-from demur.server.store.guarantees import guarantees, move_guarantee, outcomes, put_guarantee, waiting
+from demur.server.store.guarantees import (
+    erased_unlabelled,
+    guarantees,
+    move_guarantee,
+    outcomes,
+    put_guarantee,
+    waiting,
+)
 from demur.server.store.records import AuditRecord, GuaranteeRecord, LabelRecord
 from demur.server.store.store import Store
 from demur.server.types import Standing
@@ -29,6 +38,8 @@ from demur.server.types import Standing
 STALE_S = 10.0
 #: Between two looks at the store.
 POLL_S = 1.0
+#: Between two looks for audits past their deadline that were erased since.
+_ERASED_EVERY_S = 60.0
 _EVENTS = 2_000
 _STANDINGS: dict[State, Standing] = {
     "valid": Standing.VALID,
@@ -86,6 +97,7 @@ class LiveLoop:
         self._on_change, self._on_view = on_change, on_view
         self._clock, self._monotonic = clock, monotonic
         self._place: tuple[int, int] | None = None
+        self._due_until, self._asked_all = -math.inf, -math.inf
         self._wanted: dict[str, Served] = {}
         self._served: dict[str, Served] = {}
         self._known: dict[str, State] = {}
@@ -146,18 +158,25 @@ class LiveLoop:
     async def _look(self) -> bool:
         """One look; whether there may be more to see."""
         began = self._monotonic()
-        await self._begin_serving()
         if self._place is None:
+            # Before the tables of certificates: what happens between the two comes again as changes.
             place, unlabelled = await self._store.read(lambda connection: (heads(connection), waiting(connection)))
             for task, seq, due in unlabelled:
                 self._state.wait(task, seq, due)
             self._place = place
-        place = self._place
-        audits, labels = await self._store.read(
-            lambda connection: changes(connection, self._store.options, *place, _EVENTS)
+        await self._begin_serving()
+        place, now = self._place, self._clock()
+        everything = began - self._asked_all >= _ERASED_EVERY_S
+        since = -math.inf if everything else self._due_until
+        audits, labels, erased = await self._store.read(
+            lambda connection: (
+                *changes(connection, self._store.options, *place, _EVENTS),
+                # No label is missing before it was seen that the audit is still there.
+                erased_unlabelled(connection, self._state.falling_due(since, now)),
+            )
         )
-        now = self._clock()
-        view = await asyncio.to_thread(self._apply, audits, labels, now)
+        view = await asyncio.to_thread(self._apply, audits, labels, erased, now)
+        self._due_until, self._asked_all = now, began if everything else self._asked_all
         self._place = (
             audits[-1].seq if audits else place[0],
             labels[-1].seq if labels else place[1],
@@ -170,12 +189,16 @@ class LiveLoop:
             await self._on_view(view)
         return max(len(audits), len(labels)) >= _EVENTS
 
-    def _apply(self, audits: list[AuditRecord], labels: list[LabelRecord], now: float) -> LiveView:
+    def _apply(
+        self, audits: list[AuditRecord], labels: list[LabelRecord], erased: Mapping[int, bool], now: float
+    ) -> LiveView:
         for audit in audits:
             self._state.drawn(audit)
         for label in labels:
             if label.audit is not None and not label.second:
                 self._state.labelled(label.audit, label.label)
+        for seq, before_due in erased.items():
+            self._state.erased(seq, before_due=before_due)
         return LiveView(self._state.statuses(now), self._state.tasks(now))
 
     async def _begin_serving(self) -> None:

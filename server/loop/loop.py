@@ -114,7 +114,7 @@ class Loop:
         if not self.settings.retention_days:
             return
         before = now - timedelta(days=self.settings.retention_days)
-        while await self.store.write(lambda connection: upkeep.expire(connection, before)) == upkeep.BATCH:
+        while await self.store.write(lambda connection: upkeep.expire(connection, before, now)) == upkeep.BATCH:
             pass
 
 

@@ -1,5 +1,6 @@
 """The process of one certificate: its audits in the order drawn, whenever and in whatever order their labels come."""
 
+import math
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterable
@@ -9,6 +10,10 @@ from numpy.typing import NDArray
 
 from demur.calibration import Outcome, RiskMonitor
 from demur.calibration.monitor import State, starves
+
+#: An audit of the table: sequence number, due time (seconds since 1970, None: erased before that), whether its label
+#: says wrong (None: unlabelled).
+Row = tuple[int, float | None, bool | None]
 
 #: The last audits, labelled or past their deadline, of which too many may not be without a label.
 _LAST_SETTLED = 200
@@ -24,6 +29,11 @@ class GuaranteeProcess:
 
     An audit that is not labelled counts as correct for the withdrawal and as an error for the upper bound. So neither
     the order of labels nor how far the sequence of audits had come when one was applied changes what is withdrawn.
+
+    One that was erased before its label was due counts as pending for good, and so is never missing. It is not left
+    out: an erasure does not know whether the decision was right, but when labels come may depend on it. Where errors
+    are labelled at once and right decisions late, what is erased without a label was right, and errors would be left.
+    One erased after its label was due stays missing, or a short retention would hide that labels stopped.
     """
 
     def __init__(self, alpha: float, delta: float, *, max_missing: float = 0.1, withdrawn: bool = False) -> None:
@@ -49,12 +59,18 @@ class GuaranteeProcess:
 
     def labelled(self, seq: int, wrong: bool) -> None:
         """Take the label of the audit `seq`, or its correction. Audits of other certificates are passed over."""
-        place = bisect_left(self._seqs, seq)
-        if place == len(self._seqs) or self._seqs[place] != seq or self._codes[place] == wrong:
+        place = self._place(seq)
+        if place is None or self._codes[place] == wrong:
             return
         if self._codes[place] == Outcome.ERROR:
             self._replay()  # what this error has withdrawn stays withdrawn
         self._take(place, Outcome(wrong))
+
+    def let_go(self, seq: int) -> None:
+        """Await no label of the audit `seq`, which was erased before that was due. Others are passed over."""
+        place = self._place(seq)
+        if place is not None and self._codes[place] in (Outcome.MISSING, Outcome.PENDING):
+            self._take(place, Outcome.PENDING)
 
     def expire(self, now: float) -> None:
         """Count unlabelled audits that were due by `now` as missing. Their labels are still welcome."""
@@ -62,12 +78,14 @@ class GuaranteeProcess:
         for place in late:
             self._take(place, Outcome.MISSING)
 
-    def restore(self, rows: Iterable[tuple[int, float, bool | None]]) -> None:
-        """Take the table: sequence number, due time and whether the label says wrong (None: unlabelled), in order."""
+    def restore(self, rows: Iterable[Row]) -> None:
+        """Take the table, in the order drawn."""
         for seq, due, wrong in rows:
-            self.drawn(seq, due)
+            self.drawn(seq, math.inf if due is None else due)
             if wrong is not None:
                 self.labelled(seq, wrong)
+            elif due is None:
+                self.let_go(seq)
 
     @property
     def monitor(self) -> RiskMonitor:
@@ -84,6 +102,10 @@ class GuaranteeProcess:
 
     def __len__(self) -> int:
         return len(self._codes)
+
+    def _place(self, seq: int) -> int | None:
+        place = bisect_left(self._seqs, seq)
+        return place if place < len(self._seqs) and self._seqs[place] == seq else None
 
     def _take(self, place: int, outcome: Outcome) -> None:
         self._codes[place] = outcome

@@ -8,13 +8,10 @@ import numpy as np
 
 from demur.calibration import Outcome
 from demur.calibration.monitor import State
-from demur.server.loop.process import GuaranteeProcess
+from demur.server.loop.process import GuaranteeProcess, Row
 from demur.server.loop.window import CalibrationWindow, LabelledAudit, LiveCalibration
 from demur.server.store.decisions import Labelled
 from demur.server.store.records import AuditRecord, GuaranteeRecord
-
-#: An audit of the table: sequence number, due time (seconds since 1970), whether its label says wrong (None: none).
-Row = tuple[int, float, bool | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +82,13 @@ class LiveState:
     def drawn(self, audit: AuditRecord) -> None:
         """Take the next audit. Its label, if it has one by now, comes by `labelled`."""
         decision, due = audit.decision, audit.due.timestamp()
-        if audit.label is None:
+        if audit.label is None and not decision.erased:
             self.wait(decision.task, audit.seq, due)
         if decision.guarantee in self._guarantees:
-            self._guarantees[decision.guarantee][1].drawn(audit.seq, due)
+            process = self._guarantees[decision.guarantee][1]
+            process.drawn(audit.seq, due)
+            if audit.let_go:
+                process.let_go(audit.seq)
 
     def labelled(self, audit: AuditRecord, label: str) -> None:
         """Take a label of an audit; `audit.label` may be a later one already."""
@@ -97,6 +97,18 @@ class LiveState:
         if decision.guarantee in self._guarantees:
             self._guarantees[decision.guarantee][1].labelled(audit.seq, label != decision.decision)
         self._calibrate(audit, label)
+
+    def falling_due(self, since: float, now: float) -> list[int]:
+        """Audits that wait for a label which is due after `since` and by `now`."""
+        return [seq for waiting in self._waiting.values() for seq, due in waiting.items() if since < due <= now]
+
+    def erased(self, seq: int, *, before_due: bool) -> None:
+        """Wait no longer for the label of an audit; it is missing unless the audit was erased before that was due."""
+        for waiting in self._waiting.values():
+            waiting.pop(seq, None)
+        if before_due:
+            for _, process in self._guarantees.values():
+                process.let_go(seq)
 
     def statuses(self, now: float) -> Mapping[str, GuaranteeStatus]:
         """Every watched certificate by key, at the time `now` (seconds since 1970)."""

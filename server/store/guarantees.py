@@ -1,6 +1,6 @@
 """Certificates' processes: where each began, how it stands, and the audits it runs on."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 
 from sqlalchemy import Connection, Row, select, update
@@ -11,6 +11,8 @@ from demur.server.store.rows import OptionSets, insert, micros, moment
 
 _t = schema.guarantees
 _FINAL = "withdrawn"
+#: Values of one query.
+_AT_ONCE = 1_000
 
 
 def put_guarantee(connection: Connection, record: GuaranteeRecord) -> GuaranteeRecord:
@@ -45,11 +47,14 @@ def guarantees(connection: Connection, keys: Iterable[str]) -> list[GuaranteeRec
     return [guarantee_of(row) for row in connection.execute(select(_t).where(_t.c.key.in_(list(keys))))]
 
 
-def outcomes(connection: Connection, key: str, options: OptionSets) -> list[tuple[int, float, bool | None]]:
-    """All audits of a certificate in the order drawn: seq, due (seconds since 1970), whether the label says wrong."""
+def outcomes(connection: Connection, key: str, options: OptionSets) -> list[tuple[int, float | None, bool | None]]:
+    """All audits of a certificate in the order drawn: seq, due (seconds since 1970), whether the label says wrong.
+
+    Of those that were let go, due is None: no label will come.
+    """
     audits, decisions, labels = schema.audits, schema.decisions, schema.labels
     rows = connection.execute(
-        select(audits.c.seq, audits.c.due, decisions.c.options, decisions.c.option, labels.c.label)
+        select(audits.c.seq, audits.c.due, audits.c.open, decisions.c.options, decisions.c.option, labels.c.label)
         .join(decisions, decisions.c.seq == audits.c.decision)
         .outerjoin(labels, labels.c.seq == decisions.c.label)
         .where(audits.c.guarantee == key)
@@ -57,20 +62,38 @@ def outcomes(connection: Connection, key: str, options: OptionSets) -> list[tupl
     ).all()
     names = options.names(connection, [row.options for row in rows])
     return [
-        (seq, due / 1e6, None if label is None else label != names[asked][option])
-        for seq, due, asked, option, label in rows
+        (
+            seq,
+            due / 1e6 if wanted or label is not None else None,
+            None if label is None else label != names[asked][option],
+        )
+        for seq, due, wanted, asked, option, label in rows
     ]
 
 
 def waiting(connection: Connection) -> list[tuple[str, int, float]]:
-    """All audits without a label: task, seq, due (seconds since 1970)."""
+    """All audits that may still be labelled for the first time: task, seq, due (seconds since 1970)."""
     audits, decisions = schema.audits, schema.decisions
     rows = connection.execute(
         select(audits.c.task, audits.c.seq, audits.c.due)
         .join(decisions, decisions.c.seq == audits.c.decision)
-        .where(audits.c.open, decisions.c.label.is_(None))
+        .where(audits.c.open, decisions.c.label.is_(None), ~decisions.c.erased)
     )
     return [(row.task, row.seq, row.due / 1e6) for row in rows]
+
+
+def erased_unlabelled(connection: Connection, seqs: Sequence[int]) -> dict[int, bool]:
+    """Which of these audits were erased without a label, and whether that was before it was due."""
+    audits, decisions = schema.audits, schema.decisions
+    found: dict[int, bool] = {}
+    for first in range(0, len(seqs), _AT_ONCE):
+        rows = connection.execute(
+            select(audits.c.seq, audits.c.open)
+            .join(decisions, decisions.c.seq == audits.c.decision)
+            .where(audits.c.seq.in_(seqs[first : first + _AT_ONCE]), decisions.c.erased, decisions.c.label.is_(None))
+        )
+        found |= {row.seq: not row.open for row in rows}
+    return found
 
 
 def lock_sequence(connection: Connection) -> int:

@@ -104,6 +104,11 @@ class AuditRecord:
         """Whether the decision was wrong; None without a label."""
         return None if self.label is None else self.label != self.decision.decision
 
+    @property
+    def let_go(self) -> bool:
+        """Erased without a label before that was due: none is missing."""
+        return self.label is None and not self.open
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LabelRecord:

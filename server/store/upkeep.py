@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, delete, func, select, update
+from sqlalchemy import Connection, and_, delete, func, select, update
 
 from demur.server.store import schema
 from demur.server.store.decisions import drawn, learnable
@@ -21,7 +21,7 @@ _ERASED = {"input": None, "input_hash": "", "key": None, "subject": None, "logpr
 
 @dataclass(frozen=True, slots=True)
 class AuditCounts:
-    """A task's audits. `open`: without a label; `expired`: those of them whose deadline has passed.
+    """A task's audits. `open`: without a label, and not erased; `expired`: those of them whose deadline has passed.
 
     `double`: audits that two people have labelled; `disagreed`: those on which they differ.
     """
@@ -36,12 +36,13 @@ class AuditCounts:
 def audit_counts(connection: Connection, now: datetime) -> dict[str, AuditCounts]:
     """By task."""
     first, second = _L.alias("first"), _L.alias("second_label")
+    unlabelled = and_(_D.c.label.is_(None), ~_D.c.erased)
     query = (
         select(
             _A.c.task,
             func.count(_D.c.label),
-            func.count() - func.count(_D.c.label),
-            func.count().filter(_D.c.label.is_(None), _A.c.due < micros(now)),
+            func.count().filter(unlabelled),
+            func.count().filter(unlabelled, _A.c.due < micros(now)),
             func.count(_A.c.second),
             func.count().filter(first.c.label != second.c.label),
         )
@@ -110,22 +111,22 @@ def training_rows(
         yield from found
 
 
-def erase(connection: Connection, *, ids: list[str] | None = None, subject: str | None = None) -> int:
+def erase(connection: Connection, *, ids: list[str] | None = None, subject: str | None = None, now: datetime) -> int:
     """Lets go of decisions by id or by the hash of their subject, `BATCH` at most; gives how many there were.
 
-    Those that were drawn stay as evidence without input, hash, key, subject and raw readout.
+    Those that were drawn stay as evidence without input, hash, key, subject and raw readout. A label that is not due
+    at `now` is not waited for any more; one that is stays missing.
     """
-    query = select(_D.c.seq, _D.c.drawn).where(~_D.c.erased).limit(BATCH)
+    query = select(_D.c.seq, _D.c.drawn, _D.c.label).where(~_D.c.erased).limit(BATCH)
     query = query.where(_D.c.subject == subject) if ids is None else query.where(_D.c.id.in_(ids))
-    return _let_go(connection, connection.execute(query).all())
+    return _let_go(connection, connection.execute(query).all(), now)
 
 
-def expire(connection: Connection, before: datetime) -> int:
-    """Lets go of the oldest decisions from before a time, `BATCH` at most; gives how many there were."""
-    oldest = select(_D.c.seq, _D.c.drawn, _D.c.at).where(~_D.c.erased).order_by(_D.c.seq).limit(BATCH)
+def expire(connection: Connection, before: datetime, now: datetime) -> int:
+    """Lets go of the oldest decisions from before a time, as `erase`; gives how many there were."""
+    oldest = select(_D.c.seq, _D.c.drawn, _D.c.label, _D.c.at).where(~_D.c.erased).order_by(_D.c.seq).limit(BATCH)
     rows = connection.execute(oldest).all()
-    due = [row for row in rows if row.at < micros(before)]
-    return _let_go(connection, due)
+    return _let_go(connection, [row for row in rows if row.at < micros(before)], now)
 
 
 def expire_replies(connection: Connection, before: datetime) -> None:
@@ -133,11 +134,14 @@ def expire_replies(connection: Connection, before: datetime) -> None:
     connection.execute(delete(schema.replies).where(schema.replies.c.at < micros(before)))
 
 
-def _let_go(connection: Connection, rows: Any) -> int:
+def _let_go(connection: Connection, rows: Any, now: datetime) -> int:
     kept = [row.seq for row in rows if row.drawn]
     gone = [row.seq for row in rows if not row.drawn]
     if kept:
         connection.execute(update(_D).where(_D.c.seq.in_(kept)).values(**_ERASED, erased=True))
+        unlabelled = [row.seq for row in rows if row.drawn and row.label is None]
+        pending = (_A.c.decision.in_(unlabelled), _A.c.due > micros(now))
+        connection.execute(update(_A).where(*pending).values(open=False))
     if gone:
         connection.execute(delete(_L).where(_L.c.decision.in_(gone)))
         connection.execute(delete(_D).where(_D.c.seq.in_(gone)))

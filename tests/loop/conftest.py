@@ -13,6 +13,7 @@ from demur.server.store.decisions import put_drawn
 from demur.server.store.labels import LabelGiven, give
 from demur.server.store.records import DecisionRecord, Draw, GuaranteeRecord
 from demur.server.store.store import Store
+from demur.server.store.upkeep import erase
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 GUARANTEE = GuaranteeRecord("g", "route", None, "b" * 64, 0.05, 0.05, NOW, NOW + timedelta(days=90), first_audit_seq=0)
@@ -66,6 +67,9 @@ class Desk:
     def label(self, ids: list[str], label: str) -> None:
         given = [LabelGiven(one, label) for one in ids]
         self.store.write_now(lambda connection: give(connection, self.store.options, given, key="k", now=NOW))
+
+    def erase(self, ids: list[str], now: datetime) -> None:
+        self.store.write_now(lambda connection: erase(connection, ids=ids, now=now))
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """The live state of processes on one store: they agree, a restart knows what was known, and what is unknown says so."""
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
@@ -143,6 +143,66 @@ async def test_labels_that_are_missing_starve_and_late_ones_feed(open_store):
     clock.now += 90 * 86_400
     await loop.catch_up()
     assert [change.status.state for change in told] == ["starved", "valid", "expired"]
+
+
+async def test_an_audit_that_is_erased_before_it_is_due_starves_nothing(open_store):
+    clock = Clock(NOW.timestamp())
+    running = process(open_store(), clock=clock)
+    await running.catch_up()
+    desk = Desk(open_store())
+    ids = desk.draw(40)
+    await running.catch_up()
+    desk.label(ids[20:], "a")
+    for late in (False, True):  # where labels come after the erasure was seen, and before
+        if late:
+            ids = desk.draw(20, due=NOW + timedelta(days=20))
+            await running.catch_up()
+        desk.erase(ids[:20], datetime.fromtimestamp(clock.now, UTC))
+        clock.now += 8 * 86_400
+        await running.catch_up()
+        fresh = process(open_store(), clock=clock)
+        await fresh.catch_up()
+        assert running.standing("g") is Standing.VALID
+        assert shown(running)[0] == shown(fresh)[0]
+    assert running.view.tasks["route"].expired == 0
+    clock.now += 8 * 86_400
+    await running.catch_up()
+    assert shown(running) == shown(fresh)
+
+
+async def test_erasing_what_is_missing_ends_no_starvation_and_asks_nobody_for_it(open_store):
+    clock, monotonic = Clock(NOW.timestamp()), Clock(0.0)
+    running = process(open_store(), clock=clock, monotonic=monotonic)
+    await running.catch_up()
+    desk = Desk(open_store())
+    ids = desk.draw(10)
+    clock.now += 8 * 86_400
+    await running.catch_up()
+    assert running.view.tasks["route"].expired == 10
+    desk.erase(ids, datetime.fromtimestamp(clock.now, UTC))
+    monotonic.now += 61.0
+    await running.catch_up()
+    fresh = process(open_store(), clock=clock)
+    await fresh.catch_up()
+    for loop in (running, fresh):
+        assert loop.standing("g") is Standing.STARVED
+    assert running.view.tasks["route"].expired == 0
+
+
+async def test_what_happens_while_a_process_starts_is_known_to_it(open_store, monkeypatch):
+    store, desk = open_store(), Desk(open_store())
+    ids = desk.draw(25)
+    loop = process(store)
+    read = LiveLoop._table
+
+    def then_labelled(*asked):
+        found = read(*asked)
+        desk.label(ids, "b")
+        return found
+
+    monkeypatch.setattr(LiveLoop, "_table", then_labelled)
+    await loop.catch_up()
+    assert loop.standing("g") is Standing.WITHDRAWN
 
 
 async def test_a_reviewer_who_labels_only_what_looks_wrong_moves_nothing(open_store):

@@ -123,6 +123,37 @@ def test_one_or_two_first_audits_without_a_label_starve_nothing():
         assert process.state(expired=False) == state
 
 
+def test_an_audit_that_was_let_go_is_missing_never_and_waits_no_more():
+    rows = [(seq, float(seq), None if seq % 2 else False) for seq in range(100)]
+    live, restored = GuaranteeProcess(ALPHA, DELTA), GuaranteeProcess(ALPHA, DELTA)
+    live.restore(rows)
+    live.expire(50.0)
+    assert live.state(expired=False) == "starved"
+    for seq in range(1, 100, 2):
+        live.let_go(seq)
+    live.let_go(0)  # it has its label
+    live.let_go(1_000)  # of another certificate
+    restored.restore([(seq, due if wrong is not None else None, wrong) for seq, due, wrong in rows])
+    for process in (live, restored):
+        process.expire(1e9)
+        assert (process.state(expired=False), process.count(Outcome.MISSING), len(process)) == ("valid", 0, 100)
+    assert numbers(live) == numbers(restored)
+
+
+def test_erasing_what_has_no_label_yet_leaves_no_false_withdrawal_where_only_errors_are_labelled_at_once():
+    rng = np.random.default_rng(7)
+    withdrawn, left = 0, 0
+    for _ in range(STREAMS):
+        wrong = rng.random(600) < ALPHA
+        process = GuaranteeProcess(ALPHA, DELTA)
+        process.restore([(seq, 0.0 if error else None, True if error else None) for seq, error in enumerate(wrong)])
+        withdrawn += process.monitor.withdrawn
+        left += RiskMonitor.restored(np.ones(wrong.sum(), dtype=int), ALPHA, DELTA).withdrawn
+        assert process.monitor.upper_bound >= wrong.mean()
+    assert withdrawn / STREAMS <= LIMIT
+    assert left == STREAMS  # had they been left out
+
+
 def by_delays(rng, audits, *, never):
     """One stream at risk alpha, labels as they arrive: errors at once, correct ones late or never."""
     wrong = rng.random(audits) < ALPHA

@@ -135,7 +135,7 @@ async def test_what_is_older_than_the_retention_goes(rig, database):
     first = Store.open(store_url(database, None))
     first.write_now(lambda connection: decisions.put(connection, old))
     first.close()
-    async with served(rig, database, retention_days=1) as (client, _):
+    async with served(rig, database, retention_days=1, audit_days=0.5) as (client, _):
         async with asyncio.timeout(20):
             while (await client.get("/decisions/dec_old")).status_code == 200:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)

@@ -34,6 +34,8 @@ def test_the_file_may_come_from_the_environment(tmp_path: Path):
         ({}, {}, "- 1", ["mapping"]),
         ({}, {}, "a: [", ["not YAML"]),
         ({"queue_size": 8}, {}, "", ["max_batch exceeds queue_size"]),
+        ({"retention_days": 7}, {}, "", ["retention_days (7)", "before their labels are due", "audit_days (7)", "0"]),
+        ({}, {"DEMUR_RETENTION_DAYS": "30"}, "audit_days: 31", ["retention_days (30)", "audit_days (31)"]),
         *(
             (
                 {},

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from demur.decision.question import Option, Question
 from demur.server.cli import main
-from demur.server.store import decisions, labels, review, schema, upkeep
+from demur.server.store import decisions, guarantees, labels, review, schema, upkeep
 from demur.server.store.database import store_url
 from demur.server.store.errors import StoreError, StoreUnavailable
 from demur.server.store.labels import LabelGiven
@@ -294,7 +294,7 @@ def test_what_is_erased_stays_as_evidence_only_where_it_was_drawn(store):
     put(store, record("dec_1", subject="s"), record("dec_2"))
     draw(store, record("dec_3", drawn=True, subject="s", input="secret", key="k"))
     give(store, ("dec_3", "blue"), ("dec_1", "red"))
-    assert store.write_now(lambda connection: upkeep.erase(connection, subject="s")) == 2
+    assert store.write_now(lambda connection: upkeep.erase(connection, subject="s", now=NOW)) == 2
     assert find(store, "dec_1") is None
     assert find(store, "dec_3") is None
     assert give(store, ("dec_3", "red"))[0].problem == "unknown_id"
@@ -303,8 +303,26 @@ def test_what_is_erased_stays_as_evidence_only_where_it_was_drawn(store):
     assert (audit.error, kept.guarantee, kept.input, kept.key, kept.subject, len(kept.logprobs)) == (
         True, "g", None, None, None, 0
     )  # fmt: skip
-    assert store.write_now(lambda connection: upkeep.expire(connection, NOW + timedelta(seconds=1))) == 1
+    assert store.write_now(lambda connection: upkeep.expire(connection, NOW + timedelta(seconds=1), NOW)) == 1
     assert store.read_now(upkeep.totals).decisions == 1
+
+
+def test_an_erased_audit_waits_for_no_label_and_is_missing_only_if_it_was_due(store):
+    draw(store, *(record(f"dec_{i}", drawn=True) for i in range(4)))
+    give(store, ("dec_0", "blue"))
+    *_, audit = store.read_now(lambda connection: decisions.drawn(connection, store.options))
+    at_once, late = NOW, audit.due + timedelta(days=1)
+    for name, now in (("dec_0", at_once), ("dec_1", at_once), ("dec_2", late)):
+        assert store.write_now(lambda connection, n=name, t=now: upkeep.erase(connection, ids=[n], now=t)) == 1
+    due = audit.due.timestamp()
+    assert store.read_now(lambda connection: guarantees.outcomes(connection, "g", store.options)) == [
+        (1, due, True), (2, None, None), (3, due, None), (4, due, None)
+    ]  # fmt: skip
+    assert store.read_now(guarantees.waiting) == [(audit.decision.task, 4, due)]
+    erased = store.read_now(lambda connection: guarantees.erased_unlabelled(connection, range(1, 2_500)))
+    assert erased == {2: True, 3: False}
+    (counts,) = store.read_now(lambda connection: upkeep.audit_counts(connection, late)).values()
+    assert (counts.labelled, counts.open, counts.expired) == (1, 1, 1)
 
 
 async def test_a_job_that_fails_takes_no_other_along(store):
