@@ -2,7 +2,7 @@
 
 import math
 from array import array
-from bisect import bisect_left
+from bisect import bisect_left, insort
 from collections.abc import Iterable
 
 import numpy as np
@@ -41,7 +41,7 @@ class GuaranteeProcess:
         # Everything before the oldest audit that waits for its label; the rest is replayed from there.
         self._settled = RiskMonitor.restored([], alpha, delta, max_missing=max_missing, withdrawn=withdrawn)
         self._monitor: RiskMonitor | None = self._settled
-        self._overdue = False
+        self._overdue, self._now = False, -math.inf
         self._waiting = array("q")
         #: Grows whenever what is known changes.
         self.revision = 0
@@ -73,7 +73,10 @@ class GuaranteeProcess:
             self._take(place, Outcome.PENDING)
 
     def expire(self, now: float) -> None:
-        """Count unlabelled audits that were due by `now` as missing. Their labels are still welcome."""
+        """Count unlabelled audits that were due by `now`, and no others, as missing. Their labels are still welcome."""
+        if now < self._now:
+            self._await_again(now)
+        self._now = now
         late = [place for place in self._waiting if self._due[place] <= now]
         for place in late:
             self._take(place, Outcome.MISSING)
@@ -102,6 +105,13 @@ class GuaranteeProcess:
 
     def __len__(self) -> int:
         return len(self._codes)
+
+    def _await_again(self, now: float) -> None:
+        """The clock was ahead for a while: what is not due yet is not missing."""
+        early = (self._outcomes(0, len(self._codes)) == Outcome.MISSING) & (np.array(self._due) > now)
+        for place in np.flatnonzero(early).tolist():
+            self._take(place, Outcome.PENDING)
+            insort(self._waiting, place)
 
     def _place(self, seq: int) -> int | None:
         place = bisect_left(self._seqs, seq)

@@ -85,8 +85,6 @@ def test_labels_that_never_come_starve_the_certificate_and_late_ones_feed_it():
     assert process.state(expired=False) == "valid"
     process.expire(100.0)
     assert (process.state(expired=False), process.count(Outcome.MISSING)) == ("starved", 20)
-    process.expire(-1.0)  # the clock steps back
-    assert process.count(Outcome.MISSING) == 20
     for seq in range(0, 60, 5):
         process.labelled(seq, False)
     assert process.state(expired=False) == "valid"
@@ -113,6 +111,23 @@ def test_labels_that_stop_after_a_long_good_history_starve_the_certificate():
             assert process.state(expired=False) == "starved"
             process.labelled(seq, False)
     assert [process.state(expired=False) for process in (live, restored)] == ["valid", "valid"]
+
+
+def test_after_a_clock_that_was_ahead_for_a_while_labels_that_are_not_due_are_not_missing():
+    rows = [(seq, float(seq), False if seq < 50 else None) for seq in range(100)]
+    process, never_ahead = GuaranteeProcess(ALPHA, DELTA), GuaranteeProcess(ALPHA, DELTA)
+    process.restore(rows)
+    process.let_go(60)
+    process.expire(1_000.0)
+    assert process.state(expired=False) == "starved"
+    process.labelled(70, True)
+    never_ahead.restore([(seq, None if seq == 60 else due, True if seq == 70 else wrong) for seq, due, wrong in rows])
+    for now, missing in ((54.0, 5), (54.0, 5), (53.0, 4), (58.0, 9), (99.0, 48)):
+        for one in (process, never_ahead):
+            one.expire(now)
+            assert one.count(Outcome.MISSING) == missing
+        assert process.state(expired=False) == never_ahead.state(expired=False)
+        assert numbers(process) == numbers(never_ahead)
 
 
 def test_one_or_two_first_audits_without_a_label_starve_nothing():
