@@ -1,6 +1,7 @@
 """`demur store`: what operators do to a store, and `demur audits`: how many audits to ask for."""
 
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -28,20 +29,33 @@ def audits() -> None:
     """Plan audits."""
 
 
-def _place(command: Callable[..., None]) -> Callable[..., None]:
-    """Opens the store that the command's first argument is."""
+class _Range(click.FloatRange):
+    """As click's, which lets NaN through."""
 
-    @click.option("--state-dir", type=click.Path(path_type=Path, file_okay=False), help="Directory that it is in.")
-    @wraps(command)
-    def opened(state_dir: Path | None, **rest: Any) -> None:
-        with _opened(state_dir) as one:
-            command(one, **rest)
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number: float = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value} is not a number.", param, ctx)
+        return number
 
-    return opened
+
+def _place(*, new: bool = False) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Opens the store that the command's first argument is; one that is not there only where it may be a new one."""
+
+    def placed(command: Callable[..., None]) -> Callable[..., None]:
+        @click.option("--state-dir", type=click.Path(path_type=Path, file_okay=False), help="Directory that it is in.")
+        @wraps(command)
+        def opened(state_dir: Path | None, **rest: Any) -> None:
+            with _opened(state_dir, new) as one:
+                command(one, **rest)
+
+        return opened
+
+    return placed
 
 
 @contextmanager
-def _opened(state_dir: Path | None) -> "Iterator[Store]":
+def _opened(state_dir: Path | None, new: bool) -> "Iterator[Store]":
     from demur.server.store.database import store_url
     from demur.server.store.errors import StoreError, StoreUnavailable
     from demur.server.store.store import Store
@@ -52,6 +66,8 @@ def _opened(state_dir: Path | None) -> "Iterator[Store]":
         url = store_url(None if state_dir is not None else os.environ.get("DEMUR_STORE_URL") or None, directory)
         if url is None:
             raise click.UsageError("name the store: --state-dir DIR, or DEMUR_STORE_URL")
+        if url.get_backend_name() == "sqlite" and not (new or Path(str(url.database)).is_file()):
+            raise click.ClickException(f"there is no store at {url.database}; check --state-dir and DEMUR_STORE_URL")
         one = Store.open(url, timeout_s=30)
     except StoreError as error:
         raise click.ClickException(str(error)) from None
@@ -64,7 +80,7 @@ def _opened(state_dir: Path | None) -> "Iterator[Store]":
 
 
 @store.command()
-@_place
+@_place(new=True)
 def migrate(one: "Store") -> None:
     """Bring the store to this version's schema; a server does so by itself when it starts."""
     from demur.server.store.migrate import revision
@@ -73,7 +89,7 @@ def migrate(one: "Store") -> None:
 
 
 @store.command()
-@_place
+@_place()
 def stats(one: "Store") -> None:
     """Print what is in the store, as JSON."""
     from demur.server.store import upkeep
@@ -87,7 +103,7 @@ def stats(one: "Store") -> None:
 @store.command()
 @click.option("--task", help="Of this task alone.")
 @click.option("--training", is_flag=True, help="What a model may learn from, as `demur train` reads it; needs --task.")
-@_place
+@_place()
 def export(one: "Store", task: str | None, training: bool) -> None:
     """Write all audits as JSON Lines, in the order drawn, with the labels in force.
 
@@ -117,8 +133,8 @@ def export(one: "Store", task: str | None, training: bool) -> None:
 @store.command()
 @click.option("--id", "ids", multiple=True, help="A decision; may be given again.")
 @click.option("--subject", help="All decisions about this subject.")
-@click.option("--days", type=click.FloatRange(0), help="All decisions older than so many days.")
-@_place
+@click.option("--days", type=_Range(0, 36_500), help="All decisions older than so many days.")
+@_place()
 def purge(one: "Store", ids: tuple[str, ...], subject: str | None, days: float | None) -> None:
     """Delete decisions for good.
 
@@ -147,13 +163,14 @@ def purge(one: "Store", ids: tuple[str, ...], subject: str | None, days: float |
 
 
 @audits.command()
-@click.option("--per-day", type=click.FloatRange(0, min_open=True), required=True, help="Trusted decisions a day.")
-@click.option("--rate", default=0.05, show_default=True, type=click.FloatRange(0, 1, min_open=True), help="Audit rate.")
+@click.option("--per-day", type=_Range(1, 1e9), required=True, help="Trusted decisions a day.")
+@click.option("--rate", default=0.05, show_default=True, type=_Range(1e-6, 1), help="Audit rate.")
+# Delays are simulated, for as many audits as 1/alpha asks for.
+@click.option("--alpha", default=0.05, show_default=True, type=_Range(0.001, 0.999), help="Promised risk.")
+@click.option("--delta", default=0.05, show_default=True, type=_Range(1e-9, 0.999), help="Its level.")
 @click.option(
-    "--alpha", default=0.05, show_default=True, type=click.FloatRange(0, 1, True, True), help="Promised risk."
+    "--within-days", default=30.0, show_default=True, type=_Range(0.01, 36_500), help="For the smallest useful rate."
 )
-@click.option("--delta", default=0.05, show_default=True, type=click.FloatRange(0, 1, True, True), help="Its level.")
-@click.option("--within-days", default=30.0, show_default=True, help="For the smallest useful rate.")
 def plan(per_day: float, rate: float, alpha: float, delta: float, within_days: float) -> None:
     """Say what an audit rate costs in labels, and how soon it finds a broken promise."""
     from demur.calibration.audits import audit_plan
@@ -170,7 +187,7 @@ def plan(per_day: float, rate: float, alpha: float, delta: float, within_days: f
     rows.append(
         (
             f"smallest rate that finds a doubled risk within {within_days:g} days",
-            "none" if useful is None else f"{useful:.4f}",
+            "none" if useful is None else f"{useful:.3g}",
         )
     )
     width = max(len(name) for name, _ in rows)

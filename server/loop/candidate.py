@@ -23,6 +23,7 @@ from demur.server.calibrated import Calibrated
 from demur.server.crossfit import CrossFit, cross_fit
 from demur.server.loop.evidence import Evidence
 from demur.server.readings import Readings
+from demur.server.store.rows import kept_text
 
 #: Half the width of a 95% interval, in standard errors.
 _Z = 1.96
@@ -107,7 +108,7 @@ def remake(before: Calibrated, task: Task, candidate: Candidate, readout: Readou
 
 def _readings(task: Task, rows: Evidence) -> Readings:
     """Audits with a label, as labelled rows are read."""
-    names = task.spec.question.names
+    names = tuple(map(kept_text, task.spec.question.names))
     kept = [
         (audit, names.index(audit.label))
         for audit in rows.audits

@@ -9,6 +9,7 @@ import numpy as np
 from demur.server.loop.audits import Auditor
 from demur.server.loop.log import DecisionLog
 from demur.server.store.records import DecisionRecord, Draw, ShadowRecord
+from demur.server.store.rows import kept_text
 from demur.server.store.store import Store
 from demur.server.types import Decider, DecideRequest, Decision, Reason, Verdict
 
@@ -100,4 +101,4 @@ def _shadow(decision: Decision) -> ShadowRecord | None:
     if one is None:
         return None
     name = decision.request.spec.question.options[one.index].name
-    return ShadowRecord(name, str(one.verdict), str(one.reason), one.p_correct, one.bundle, one.policy)
+    return ShadowRecord(kept_text(name), str(one.verdict), str(one.reason), one.p_correct, one.bundle, one.policy)

@@ -1,6 +1,5 @@
 """Decisions in the store: put there, found again, drawn for audit."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -23,7 +22,7 @@ from demur.server.store.rows import (
     insert,
     label_of,
     micros,
-    options_hash,
+    option_set,
 )
 
 _D, _A, _L = schema.decisions, schema.audits, schema.labels
@@ -247,7 +246,7 @@ def _in_drivers_words(
 
 
 def _put_options(connection: Connection, records: Sequence[DecisionRecord]) -> None:
-    sets = {options_hash(record.options): record.options for record in records}
+    sets = {option_set(record.options) for record in records}
     # In one order, so that two processes never wait for each other.
-    rows = [{"hash": key, "names": json.dumps(names)} for key, names in sorted(sets.items())]
+    rows = [{"hash": key, "names": names} for key, names in sorted(sets)]
     _driven(connection, _inserts(connection.dialect.name).options, rows)

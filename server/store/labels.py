@@ -8,7 +8,7 @@ from typing import Any, Literal
 from sqlalchemy import Connection, bindparam, select, update
 
 from demur.server.store import schema
-from demur.server.store.rows import OptionSets, insert, micros
+from demur.server.store.rows import OptionSets, insert, kept_text, micros
 
 #: Clocks of others may be ahead by so much.
 TOLERANCE = timedelta(minutes=5)
@@ -110,13 +110,14 @@ def _take(
     if known is None:
         return LabelResult(one.decision_id, "rejected", problem="unknown_id")
     evidence = known.audit is not None
-    if one.label not in known.options:
+    label = kept_text(one.label)
+    if label not in known.options:
         return LabelResult(one.decision_id, "rejected", evidence, "not_an_option", known.task)
     if one.at is not None and one.at > now + TOLERANCE:
         return LabelResult(one.decision_id, "rejected", evidence, "in_the_future", known.task)
     second = known.is_second(key)
     before = known.second if second else known.label
-    if before is not None and before.label == one.label:
+    if before is not None and before.label == label:
         return LabelResult(one.decision_id, "unchanged", evidence, task=known.task, second=second)
     seq = last + len(taking.rows) + 1
     taking.rows.append(
@@ -124,7 +125,7 @@ def _take(
             "seq": seq,
             "decision": known.seq,
             "audit": known.audit,
-            "label": one.label,
+            "label": label,
             "source": one.source,
             "key": key,
             "at": micros(one.at or now),
@@ -134,9 +135,9 @@ def _take(
         }
     )
     if second:
-        known.second = _Kept(seq, one.label, key)
+        known.second = _Kept(seq, label, key)
     else:
-        known.label = _Kept(seq, one.label, key)
+        known.label = _Kept(seq, label, key)
     known.changed = True
     status: LabelStatus = "stored" if before is None else "corrected"
     return LabelResult(one.decision_id, status, evidence, task=known.task, second=second)

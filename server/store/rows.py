@@ -31,15 +31,21 @@ def moment(at: int) -> datetime:
     return _EPOCH + at * _MICROSECOND
 
 
+def kept_text(value: str) -> str:
+    """What callers sent, as it is kept: without the one character that PostgreSQL's text cannot hold."""
+    return value.replace("\0", "\ufffd")
+
+
 def insert(dialect: str) -> Any:
     """The INSERT of a dialect, given by name, which knows ON CONFLICT."""
     return postgresql.insert if dialect == "postgresql" else sqlite.insert
 
 
 @lru_cache(maxsize=4096)
-def options_hash(names: tuple[str, ...]) -> str:
-    """The key of a set of options."""
-    return hashlib.sha256(json.dumps(names).encode()).hexdigest()[:32]
+def option_set(names: tuple[str, ...]) -> tuple[str, str]:
+    """The key of a set of options, and what is kept under it."""
+    kept = json.dumps([kept_text(name) for name in names])
+    return hashlib.sha256(kept.encode()).hexdigest()[:32], kept
 
 
 def decision_row(record: DecisionRecord) -> dict[str, Any]:
@@ -49,7 +55,7 @@ def decision_row(record: DecisionRecord) -> dict[str, Any]:
         "task": record.task,
         "task_hash": record.task_hash,
         "at": micros(record.at),
-        "options": options_hash(record.options),
+        "options": option_set(record.options)[0],
         "option": record.option,
         "verdict": str(record.verdict),
         "reason": str(record.reason),
@@ -61,11 +67,11 @@ def decision_row(record: DecisionRecord) -> dict[str, Any]:
         "score": record.score,
         "bundle": record.bundle,
         "guarantee": record.guarantee,
-        "slice": _text(record.slice),
+        "slice": None if record.slice is None else kept_text(record.slice),
         "model": record.model,
         "mode": str(record.mode),
         "readout": str(record.readout),
-        "input": _text(record.input),
+        "input": None if record.input is None else kept_text(record.input),
         "input_hash": record.input_hash,
         "key": record.key,
         "subject": record.subject,
@@ -160,11 +166,6 @@ class OptionSets:
 def floats(data: bytes) -> NDArray[np.float64]:
     """The array in a column."""
     return np.frombuffer(data, dtype=_FLOATS)
-
-
-def _text(value: str | None) -> str | None:
-    """What callers sent, without the one character that PostgreSQL's text cannot hold."""
-    return value if value is None else value.replace("\0", "\ufffd")
 
 
 def _bytes(values: NDArray[np.float64]) -> bytes:

@@ -130,6 +130,17 @@ async def test_inline_questions_are_kept_where_that_is_set_and_never_audited(rig
         assert {item["kind"] for item in (await client.get("/review")).json()["items"]} <= {"review", "defer"}
 
 
+async def test_options_with_a_nul_are_labelled_like_any_other(rig, database):
+    async with served(rig, database, log_adhoc=True) as (client, _):
+        answer = (await client.post("/decide", json=INLINE | {"options": ["a\0b", "c"]})).json()
+        shown = await stored(client, answer["id"])
+        assert set(shown["probabilities"]) == {"a\ufffdb", "c"}
+        for label, status in (("c", "stored"), ("a\0b", "corrected"), ("a\ufffdb", "unchanged"), ("a\0c", "rejected")):
+            reply = await client.post("/feedback", json={"items": [{"id": answer["id"], "label": label}]})
+            assert reply.json()["items"][0]["status"] == status
+        assert [one["label"] for one in (await stored(client, answer["id"]))["labels"]] == ["c", "a\ufffdb"]
+
+
 async def test_what_is_older_than_the_retention_goes(rig, database):
     old = [record("dec_old", at=datetime.now(UTC) - timedelta(days=2)), record("dec_new", at=datetime.now(UTC))]
     first = Store.open(store_url(database, None))
@@ -191,6 +202,26 @@ async def test_a_repeated_request_gets_its_first_answer(rig, database):
         other = await client.post("/feedback", json=body | {"label": "billing"}, headers=headers)
         assert other.status_code == 409
         assert len((await stored(client, one["id"]))["labels"]) == 1
+
+
+async def test_an_answer_that_an_id_is_unknown_is_not_the_last_word(rig, database):
+    async with served(rig, database) as (client, _):
+        (one,) = await decide(client, "audited", "one")
+        headers = {"Idempotency-Key": "k1"}
+        items = [{"id": one["id"], "label": "sales"}, {"id": "dec_late", "label": "blue"}]
+
+        async def statuses():
+            reply = await client.post("/feedback", json={"items": items}, headers=headers)
+            return [item["status"] for item in reply.json()["items"]]
+
+        assert await statuses() == ["stored", "rejected"]
+        late = Store.open(store_url(database, None))
+        late.write_now(lambda connection: decisions.put(connection, [record("dec_late")]))
+        late.close()
+        assert await statuses() == ["unchanged", "stored"]
+        assert await statuses() == ["unchanged", "stored"]  # its first answer, again
+        other = await client.post("/feedback", json=items[0], headers=headers)
+        assert other.status_code == 409
 
 
 async def test_rights(rig, database):

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from click.testing import CliRunner
 
-from demur.server.cli_store import store
+from demur.server.cli_store import audits, store
 from demur.server.store import decisions, labels, schema
 from demur.server.store.database import store_url
 from demur.server.store.labels import LabelGiven
@@ -90,5 +90,48 @@ def test_decisions_are_let_go_of_by_id_and_by_age(run, filled):
 
 
 @pytest.mark.parametrize("arguments", [(), ("--id", "dec_1", "--days", "1")])
-def test_what_to_let_go_of_must_be_said_in_one_way(run, arguments):
+def test_what_to_let_go_of_must_be_said_in_one_way(run, filled, arguments):
     assert CliRunner().invoke(store, ["purge", *arguments]).exit_code == 2
+
+
+@pytest.mark.parametrize("command", ["stats", "export", "purge --days 1"])
+def test_a_store_that_is_not_there_is_not_made(tmp_path, command):
+    missing = tmp_path / "typo"
+    done = CliRunner().invoke(store, [*command.split(), "--state-dir", str(missing)])
+    assert (done.exit_code, "there is no store at" in done.output, missing.exists()) == (1, True, False)
+    (tmp_path / "empty").mkdir()
+    assert CliRunner().invoke(store, [*command.split(), "--state-dir", str(tmp_path / "empty")]).exit_code == 1
+    assert not list((tmp_path / "empty").iterdir())
+
+
+@pytest.mark.parametrize("days", ["nan", "inf", "1e9", "-1"])
+def test_ages_that_cannot_be_are_refused(run, days):
+    done = CliRunner().invoke(store, ["purge", "--days", days])
+    assert done.exit_code == 2
+    assert "--days" in done.output
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(("--per-day", value) for value in ("nan", "inf", "0", "1e-300")),
+        *(("--rate", value) for value in ("nan", "0", "1e-300", "1.1")),
+        *(("--alpha", value) for value in ("nan", "1e-12", "1")),
+        *(("--delta", value) for value in ("nan", "1e-320", "1")),
+        *(("--within-days", value) for value in ("nan", "inf", "0", "-1")),
+    ],
+)
+def test_plans_that_cannot_be_are_refused(arguments):
+    done = CliRunner().invoke(audits, ["plan", "--per-day", "2000", *arguments])
+    assert done.exit_code == 2
+    assert arguments[0] in done.output
+
+
+@pytest.mark.parametrize(
+    "arguments", [(), ("--per-day", "1", "--rate", "1e-6"), ("--delta", "1e-9", "--alpha", "0.999")]
+)
+def test_a_plan_is_numbers(arguments):
+    done = CliRunner().invoke(audits, ["plan", "--per-day", "2000", *arguments])
+    assert done.exit_code == 0
+    assert done.output.startswith("labels a day")
+    assert not {"inf", "nan"} & set(done.output.split())
