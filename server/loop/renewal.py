@@ -79,15 +79,18 @@ class Renewal:
         self._clock = clock
         self._lock = asyncio.Lock()
 
-    async def recertify(self, task: Task, served: ServedBundle, policy: PolicySpec, *, by: str | None) -> Renewed:
+    async def recertify(
+        self, task: Task, served: ServedBundle, policy: PolicySpec, *, by: str | None, only_after: int | None = None
+    ) -> Renewed:
         """Tests thresholds anew on audits, and adopts what they certify.
 
-        Raises Conflict for a bundle that cannot be renewed, StoreUnavailable.
+        Raises Conflict for a bundle that cannot be renewed, StoreUnavailable, and Superseded instead of an attempt if
+        the task has had more of them than `only_after`.
         """
         async with self._lock:
             calibrated = _renewable(task, served)
             records, rows = await self._evidence(task, calibrated)
-            attempt = _Attempted("recertify", task, served, policy, _start(records), by)
+            attempt = _Attempted("recertify", task, served, policy, _start(records), by, only_after)
             renewed = await self._certified(attempt, rows, Remade(calibrated), same_trusted_set=True)
         self._count(task.name, renewed)
         return renewed
@@ -157,7 +160,9 @@ class Renewal:
         now = self._clock()
         question = _question(task.name, served.calibrated.bundle.id, asked.start)
         attempt = await self._store.write(
-            lambda connection: begin_attempt(connection, task.name, question, asked.kind, terms.delta, now)
+            lambda connection: begin_attempt(
+                connection, task.name, question, asked.kind, terms.delta, now, only_after=asked.only_after
+            )
         )
         issued = await asyncio.to_thread(certify, calibrated, rows, indices, terms, attempt, now)
         thresholds = {value: one.trusted.threshold for value, one in issued.items()}
@@ -208,6 +213,7 @@ class _Attempted:
     policy: PolicySpec
     start: int
     by: str | None
+    only_after: int | None = None
 
 
 def _renewable(task: Task, served: ServedBundle) -> Calibrated:

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Protocol
 
 import numpy as np
+from sqlalchemy import Connection
 
 from demur.calibration import CalibrationError
 from demur.decision.task import PolicySpec, Task
@@ -26,9 +27,10 @@ from demur.server.loop.webhook import Webhook
 from demur.server.metrics import Metrics
 from demur.server.registry import Registry, TaskRegistry
 from demur.server.settings import Settings
-from demur.server.store.attempts import last_attempt
+from demur.server.store.attempts import attempts_made, last_attempt
 from demur.server.store.decisions import recent
-from demur.server.store.errors import StoreUnavailable
+from demur.server.store.errors import StoreUnavailable, Superseded
+from demur.server.store.records import Attempt
 from demur.server.store.store import Store
 from demur.server.types import Decision, Standing
 
@@ -220,12 +222,17 @@ class Watch:
             task, guarantee = self._registry.current.get(name), served.calibrated.guarantee
             if task is None or guarantee is None or served.mismatches:
                 continue
-            last = await self._store.read(partial(last_attempt, task=name))
+            made, last = await self._store.read(partial(_attempts, name))
             since = guarantee.issued_at if last is None else max(guarantee.issued_at, last.at)
             if now - since < timedelta(days=self._renewal_days):
                 continue
             try:
-                renewed = await self.renewal.recertify(task, served, self.policy_of(task), by="schedule")
+                renewed = await self.renewal.recertify(
+                    task, served, self.policy_of(task), by="schedule", only_after=made
+                )
+            except Superseded:  # of several processes that see what is due, one pays for it
+                _log.info("a renewal was due, and is somebody else's", extra={"fields": {"task": name}})
+                continue
             except (DemurError, CalibrationError) as error:  # the other tasks are renewed all the same
                 _log.warning("a certificate could not be renewed: %s", error, extra={"fields": {"task": name}})
                 continue
@@ -276,6 +283,10 @@ def reference_of(calibrated: Calibrated, task: Task) -> Reference | None:
             return Reference(np.array(scores, float), np.array(mass, float), np.array(counts, dtype=np.int64))
         case _:
             return None
+
+
+def _attempts(task: str, connection: Connection) -> tuple[int, Attempt | None]:
+    return attempts_made(connection, task), last_attempt(connection, task)
 
 
 def _iso(at: datetime) -> str:

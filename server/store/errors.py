@@ -6,7 +6,7 @@ class StoreError(RuntimeError):
 
 
 class Superseded(StoreError):
-    """Another version became active than the one that was to be replaced."""
+    """Somebody else was first: another version became active, or another attempt was made."""
 
 
 class StoreUnavailable(Exception):

@@ -16,6 +16,7 @@ from demur.server.loop.webhook import Webhook, signature
 from demur.server.metrics import Metrics
 from demur.server.registry import Registry
 from demur.server.settings import Settings
+from demur.server.store.attempts import attempts_made
 from demur.server.store.errors import StoreUnavailable
 from demur.server.store.upkeep import exported
 from tests.server.bundled import bundle_files, certificates, make_bundle
@@ -224,6 +225,21 @@ async def test_certificates_are_renewed_by_the_schedule(run):
     assert process.registry.bundles["route"].calibrated.bundle.id != first
     versions = (await process.ask("GET", "/tasks/route/bundles"))["versions"]
     assert [version["adopted_by"] for version in versions] == [None, "schedule"]
+
+
+async def test_of_several_processes_that_see_what_is_due_one_spends_an_attempt(run, monkeypatch):
+    one, other = await run(renewal_days=7), await run(renewal_days=7)
+    await decide_rightly(one, 150)
+    now, recertify = datetime.now(UTC) + timedelta(days=8), other.watch.renewal.recertify
+
+    async def slowly(*asked, **how):
+        await one.watch.renew_due(now)
+        return await recertify(*asked, **how)
+
+    monkeypatch.setattr(other.watch.renewal, "recertify", slowly)
+    await other.watch.renew_due(now)
+    assert await one.loop.store.read(lambda connection: attempts_made(connection, "route")) == 1
+    assert len((await other.ask("GET", "/tasks/route/bundles"))["versions"]) == 2
 
 
 async def test_a_better_calibrator_is_adopted_and_keeps_the_process_of_its_certificate(run):
