@@ -146,7 +146,14 @@ class Watch:
 
     def serves(self, task: str, calibrated: Calibrated) -> None:
         """A task is served with a bundle that fits from now on."""
-        self.live.serve(watched(task, calibrated))
+        served, known = watched(task, calibrated), self._registry.current.get(task)
+        if served.guarantees and known is not None and not known.audit.trust:
+            _log.warning(
+                "the certificate of a task is not watched, since no trusted decision is audited: nothing will tell "
+                "when its promise is broken; set the task's audit.trust above 0",
+                extra={"fields": {"task": task, "bundle": served.bundle}},
+            )
+        self.live.serve(served)
 
     async def begin(self, served: Mapping[str, ServedBundle]) -> None:
         """Watches what tasks are served with now, and looks at the store once."""

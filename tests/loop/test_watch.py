@@ -2,12 +2,14 @@
 
 import asyncio
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import httpx
 import numpy as np
 import pytest
 
+from demur.decision.task import AuditSpec
 from demur.server.calibrated import Calibrated
 from demur.server.loop import renewal
 from demur.server.loop.loop import Loop
@@ -240,6 +242,16 @@ async def test_of_several_processes_that_see_what_is_due_one_spends_an_attempt(r
     await other.watch.renew_due(now)
     assert await one.loop.store.read(lambda connection: attempts_made(connection, "route")) == 1
     assert len((await other.ask("GET", "/tasks/route/bundles"))["versions"]) == 2
+
+
+@pytest.mark.parametrize("trust", [0.0, 0.01])
+async def test_a_certificate_that_no_audit_watches_is_warned_of_at_the_start_and_when_adopted(run, caplog, trust):
+    process = await run(task=replace(AUDITED, audit=AuditSpec(trust, 1.0, 1.0)))
+    said = "the certificate of a task is not watched"
+    assert (said in caplog.text) == (trust == 0.0)
+    caplog.clear()
+    await process.ask("POST", "/tasks/route/rollback", {"version": 1})
+    assert (said in caplog.text) == (trust == 0.0)
 
 
 async def test_a_better_calibrator_is_adopted_and_keeps_the_process_of_its_certificate(run):
