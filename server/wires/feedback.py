@@ -103,8 +103,7 @@ async def _give(
         results = [
             _members(result) for result in labels.give(connection, loop.store.options, given, key=caller.name, now=now)
         ]
-        # A decision that is not known yet may be stored a moment later: the same request is then taken anew.
-        if kept_as is not None and all(result["problem"] != "unknown_id" for result in results):
+        if kept_as is not None:
             labels.keep_reply(connection, kept_as, sent, json.dumps(results), now)
         return results, True
 

@@ -204,23 +204,22 @@ async def test_a_repeated_request_gets_its_first_answer(rig, database):
         assert len((await stored(client, one["id"]))["labels"]) == 1
 
 
-async def test_an_answer_that_an_id_is_unknown_is_not_the_last_word(rig, database):
+async def test_a_first_answer_stays_whatever_is_stored_afterwards(rig, database):
     async with served(rig, database) as (client, _):
         (one,) = await decide(client, "audited", "one")
-        headers = {"Idempotency-Key": "k1"}
         items = [{"id": one["id"], "label": "sales"}, {"id": "dec_late", "label": "blue"}]
 
-        async def statuses():
-            reply = await client.post("/feedback", json={"items": items}, headers=headers)
+        async def statuses(key):
+            reply = await client.post("/feedback", json={"items": items}, headers={"Idempotency-Key": key})
             return [item["status"] for item in reply.json()["items"]]
 
-        assert await statuses() == ["stored", "rejected"]
+        assert await statuses("k1") == ["stored", "rejected"]
         late = Store.open(store_url(database, None))
         late.write_now(lambda connection: decisions.put(connection, [record("dec_late")]))
         late.close()
-        assert await statuses() == ["unchanged", "stored"]
-        assert await statuses() == ["unchanged", "stored"]  # its first answer, again
-        other = await client.post("/feedback", json=items[0], headers=headers)
+        assert await statuses("k1") == ["stored", "rejected"]
+        assert await statuses("k2") == ["unchanged", "stored"]
+        other = await client.post("/feedback", json=items[0], headers={"Idempotency-Key": "k1"})
         assert other.status_code == 409
 
 
