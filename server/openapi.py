@@ -210,7 +210,7 @@ def _loop_paths() -> dict[str, dict[str, Operation]]:
         {
             "name": "Idempotency-Key",
             "in": "header",
-            "description": "The same request under the same key gets the first answer again, unless an id was unknown.",
+            "description": "The same request under the same key gets the first answer again.",
             "schema": {"type": "string", "minLength": 1, "maxLength": 255},
         }
     ]

@@ -94,7 +94,7 @@ class LoopGauges:
         values = {} if traffic.drift is None else traffic.drift.values
         for signal in get_args(Signal):
             _show(self.drift, values.get(signal), task, signal)
-            _show(self.drift_limit, traffic.limits.get(signal) if signal in values else None, task, signal)
+            _show(self.drift_limit, traffic.limits.get(signal), task, signal)
 
     def _guarantee(self, status: GuaranteeStatus) -> None:
         record = status.record

@@ -125,7 +125,7 @@ class LiveLoop:
         return float("inf") if self._fresh is None else self._monotonic() - self._fresh
 
     @property
-    def waits(self) -> bool:
+    def watches(self) -> bool:
         """Whether something is served, and so has to be known."""
         return bool(self._wanted or self._served)
 

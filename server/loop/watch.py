@@ -87,7 +87,7 @@ class Watch:
         self._traffic: dict[str, _Traffic] = {}
         self._work: list[asyncio.Task[None]] = []
         # While the engine starts nothing is served, and no certificate has to be known.
-        gauges.state_age.set_function(lambda: self.live.age if self.live.waits else float("nan"))
+        gauges.state_age.set_function(lambda: self.live.age if self.live.watches else float("nan"))
 
     @classmethod
     def over(
