@@ -70,6 +70,7 @@ class Ask(TypedDict, total=False):
     readout : of an inline question: labels are letters, or the options' own text.
     thought : of an inline question: budget and sampling in reasoned mode.
     slice : the slice of a registered task's traffic, for inputs that do not name their own.
+    subject : whom the input is about, so that what is stored of it can be deleted for them.
     truncation : of an inline question: refuse an input that does not fit, or keep its head or its tail.
     mode : decide at once (`direct`) or after a bounded thought (`reasoned`); the task's own mode if not given.
     policy : thresholds that tighten the task's.
@@ -84,6 +85,7 @@ class Ask(TypedDict, total=False):
     readout: Literal["letter", "text"]
     thought: Thought
     slice: str
+    subject: str
     truncation: Literal["refuse", "head", "tail"]
     mode: Literal["direct", "reasoned"]
     policy: Policy

@@ -51,14 +51,23 @@ class Keyring:
     def __init__(
         self, callers: Iterable[str], admins: Iterable[str], *, required: bool, labellers: Iterable[str] = ()
     ) -> None:
-        """`labellers` may carry a name each: `NAME:KEY`."""
+        """`labellers` may carry a name each: `NAME:KEY`. Raises `SettingsError` for an empty key."""
         self._required = required
+        named = {}
+        for entry in labellers:
+            name, _, key = entry.rpartition(":")
+            named[key.strip()] = name.strip()
         # Greater rights come last: a key that is listed twice has the greater one.
-        self._keys = [(_digest(key.encode()), Role.CALLER) for key in callers]
-        named = [(key.rpartition(":")[2], key.rpartition(":")[0]) for key in labellers]
-        self._keys += [(_digest(key.encode()), Role.FEEDBACK) for key, _ in named]
-        self._keys += [(_digest(key.encode()), Role.ADMIN) for key in admins]
-        self._names = {_digest(key.encode()): name for key, name in named if name}
+        self._keys = [
+            (_digest(_filled(key, setting)), role)
+            for setting, role, keys in (
+                ("api_keys", Role.CALLER, callers),
+                ("feedback_keys", Role.FEEDBACK, named),
+                ("admin_keys", Role.ADMIN, admins),
+            )
+            for key in keys
+        ]
+        self._names = {_digest(key.encode()): name for key, name in named.items() if name}
 
     @classmethod
     def from_settings(cls, settings: Settings) -> "Keyring":
@@ -128,6 +137,13 @@ def labels_only(endpoint: Endpoint) -> Endpoint:
         return await endpoint(request)
 
     return guarded
+
+
+def _filled(key: str, setting: str) -> bytes:
+    # An empty key would let in whoever sends none.
+    if not key.strip():
+        raise SettingsError(f"{setting}: a key is empty; give it its characters, or leave the entry out")
+    return key.strip().encode()
 
 
 def _digest(key: bytes) -> bytes:

@@ -130,7 +130,8 @@ def run_server(settings: Settings, *, demo: bool) -> int:
     from demur.decision.errors import DecisionError, TaskFileError
     from demur.server.ending import LAST_S, end_after, end_now
     from demur.server.logs import logging_config
-    from demur.server.serve import EXIT_ENGINE, DemurServer
+    from demur.server.serve import EXIT_ENGINE, EXIT_STORE, DemurServer
+    from demur.server.store.errors import StoreUnreachable
 
     logging.config.dictConfig(logging_config(settings.log_level))
     server = DemurServer(
@@ -148,6 +149,8 @@ def run_server(settings: Settings, *, demo: bool) -> int:
         status = run(server.run())
     except (SettingsError, TaskFileError) as error:
         fail(str(error), status=2)
+    except StoreUnreachable as error:
+        fail(f"{error}; start again when it can be reached", status=EXIT_STORE)
     except (DecisionError, OSError) as error:
         fail(str(error))
     if status == EXIT_ENGINE:

@@ -1,17 +1,15 @@
 """Command-line flags: those made from the settings, so that `--help` shows every default, and one that many share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
+from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from demur.server.settings import Settings
-
-#: Secrets would show in the process list; they come from variables or files.
-_NOT_FLAGS = frozenset({"api_keys", "admin_keys", "feedback_keys", "store_url"})
 
 #: Beside `--model`.
 adapter_option = click.option(
@@ -28,7 +26,7 @@ def check_adapter_option(model: object, adapter: Path | None) -> None:
 def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds a flag for every setting. Values stay text; the settings object checks them."""
     for name, field in reversed(Settings.model_fields.items()):
-        if name not in _NOT_FLAGS:
+        if SecretStr not in _types(field.annotation):  # it would show in the process list
             command = _option(name, field)(command)
     return command
 
@@ -36,6 +34,12 @@ def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def flag_values(flags: dict[str, Any]) -> dict[str, Any]:
     """The flags that were given, by setting."""
     return {name: value for name, value in flags.items() if value is not None}
+
+
+def _types(annotation: Any) -> Iterator[Any]:
+    yield annotation
+    for part in get_args(annotation):
+        yield from _types(part)
 
 
 def _option(name: str, field: FieldInfo) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def store() -> None:
-    """Look after the store: DEMUR_STORE_URL, else the one in --state-dir."""
+    """Look after the store that DEMUR_STORE_URL or --state-dir (DEMUR_STATE_DIR) names."""
 
 
 @click.group()
@@ -60,10 +60,12 @@ def _opened(state_dir: Path | None, new: bool) -> "Iterator[Store]":
     from demur.server.store.errors import StoreError, StoreUnavailable
     from demur.server.store.store import Store
 
+    given = os.environ.get("DEMUR_STORE_URL") or None
+    if given is not None and state_dir is not None:
+        raise click.UsageError("--state-dir and DEMUR_STORE_URL name two stores; a server uses the latter: give one")
     directory = state_dir or (Path(os.environ["DEMUR_STATE_DIR"]) if os.environ.get("DEMUR_STATE_DIR") else None)
     try:
-        # A directory that is named outdoes a URL from the environment.
-        url = store_url(None if state_dir is not None else os.environ.get("DEMUR_STORE_URL") or None, directory)
+        url = store_url(given, directory)
         if url is None:
             raise click.UsageError("name the store: --state-dir DIR, or DEMUR_STORE_URL")
         if url.get_backend_name() == "sqlite" and not (new or Path(str(url.database)).is_file()):

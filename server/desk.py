@@ -8,6 +8,7 @@ from pathlib import Path
 from demur.decision.bundle import MANIFEST, Bundle, write_bundle
 from demur.decision.labelled import LabelledData, beside
 from demur.decision.task import Task
+from demur.server.bundles import read_bundles
 from demur.server.bundling import bundle_files, provenance
 from demur.server.calibrate import Calibration, Plan, calibrate
 from demur.server.calibrated import Calibrated
@@ -68,7 +69,7 @@ class CalibrationDesk:
         Raises Conflict where there is no place for bundles, DataFileError, CalibrationError, DemurError.
         """
         async with self._lock:
-            place = self._place(task)
+            place = await asyncio.to_thread(self._place, task)
             reader = self.reader(task)
             others, left_out = beside(data, unlabelled)
             readings = await read_rows(reader, data.rows, concurrency=_CONCURRENCY)
@@ -103,12 +104,15 @@ class CalibrationDesk:
 
     def _place(self, task: Task) -> Path:
         if self._bundles is None or self._tasks is None:
-            raise Conflict("this server has no directory for bundles; start it with --bundles DIR")
+            raise Conflict("this server has no directory for bundles; start it with --bundles DIR or --state-dir DIR")
+        # A bundle of this task is replaced where it lies, whatever its directory is called; the one that is served may
+        # be a version of the store, which lies nowhere.
+        lies = read_bundles(self._bundles)
+        if task.name in lies:
+            return lies[task.name].bundle.path
         if (self._bundles / MANIFEST).exists():
-            return self._bundles
-        # A bundle of this task is replaced where it lies, whatever its directory is called.
-        known = self._registry.bundles.get(task.name)
-        return self._bundles / task.name if known is None else known.calibrated.bundle.path
+            raise Conflict(f"{self._bundles} is the bundle of another task; start with a directory of bundles")
+        return self._bundles / task.name
 
 
 def _write(place: Path, task: Task, reader: PipelineReader, files: dict[str, bytes]) -> Bundle:

@@ -25,13 +25,17 @@ FILE = "policies.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class PolicyVersion:
-    """One version of a task's policy. `changed_by` is a key's id, None where no keys are configured or for a file."""
+    """One version of a task's policy. `changed_by` is a key's id, None where no keys are configured or for a file.
+
+    `options` are the names of those it was set for, in order.
+    """
 
     task: str
     version: int
     policy: PolicySpec
     changed_at: datetime | None = None
     changed_by: str | None = None
+    options: tuple[str, ...] = ()
 
 
 class LivePolicies:
@@ -51,7 +55,7 @@ class LivePolicies:
     def current(self, task: Task) -> PolicyVersion:
         """The version in force. One that no longer fits the task, whose options have changed, gives way to its file."""
         for version in reversed(self._versions.get(task.name, ())):
-            if not any(policy_faults(version.policy, len(task.spec.question.options))):
+            if still_fits(version.policy, version.options, task):
                 return version
             break
         return PolicyVersion(task.name, 0, task.policy)
@@ -74,13 +78,23 @@ class LivePolicies:
                 )
             known = self._versions.get(task.name, ())
             latest = known[-1].version if known else 0
-            version = PolicyVersion(task.name, latest + 1, policy, datetime.now(UTC), by)
+            options = task.spec.question.names
+            version = PolicyVersion(task.name, latest + 1, policy, datetime.now(UTC), by, options)
             versions = {**self._versions, task.name: (*known, version)}
             if self._path is not None:
                 lines = _lines([one for each in versions.values() for one in each])
                 await asyncio.to_thread(replace_file, self._path, lines)
             self._versions = versions
             return version
+
+
+def still_fits(policy: PolicySpec, options: Sequence[str], task: Task) -> bool:
+    """Whether a policy that was set when a task had these options still says what was meant by it.
+
+    A matrix of costs goes by the options' places, so that it must be of the same ones in the same order.
+    """
+    names = task.spec.question.names
+    return not any(policy_faults(policy, len(names))) and (policy.cost is None or tuple(options) == names)
 
 
 def policy_members(policy: PolicySpec) -> dict[str, Any]:
@@ -147,6 +161,7 @@ def _version(stored: Mapping[str, Any]) -> PolicyVersion:
         stored_policy(stored["policy"]),
         datetime.fromisoformat(stored["changed_at"]),
         stored["changed_by"],
+        tuple(map(str, stored.get("options", ()))),
     )
 
 
@@ -159,6 +174,7 @@ def _lines(versions: Sequence[PolicyVersion]) -> str:
                 "policy": policy_members(version.policy),
                 "changed_at": version.changed_at.isoformat() if version.changed_at else None,
                 "changed_by": version.changed_by,
+                "options": list(version.options),
             }
         )
         for version in versions

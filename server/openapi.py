@@ -96,6 +96,12 @@ _FEEDBACK_EXAMPLES = {
     "many": {"items": [{"id": "dec_0", "label": "billing", "source": "reviewer", "at": "2026-01-31T12:00:00Z"}]},
 }
 _TASK_NAME = {"name": "name", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+_DEADLINE = {
+    "name": DEADLINE_HEADER,
+    "in": "header",
+    "description": "Milliseconds that the caller will wait; it can only shorten the server's deadline.",
+    "schema": {"type": "integer", "minimum": 1, "maximum": 999_999_999_999},
+}
 _BODY_STATUSES = (400, 401, 404, 413, 415, 422, 429, 503, 504)
 
 
@@ -156,11 +162,11 @@ def _paths() -> dict[str, dict[str, Operation]]:
             "post": _operation(
                 "read_raw",
                 "Raw readings of a task, without its bundle; needs an admin key",
-                _json(_ref(ReadingsOut)) | _problems((400, 401, 403, 404, 413, 415, 422, 429, 503)),
+                _json(_ref(ReadingsOut)) | _problems((400, 401, 403, 404, 413, 415, 422, 429, 503, 504)),
                 body=_ref(ReadingsIn),
                 examples={"one": {"inputs": ["wake me up at six"]}},
             )
-            | {"parameters": [_TASK_NAME]}
+            | {"parameters": [_TASK_NAME, _DEADLINE]}
         },
         "/tasks/{name}/calibrate": {
             "post": _operation(
@@ -350,14 +356,8 @@ def _operation(
     if body is not None:
         content = {"schema": body, "examples": {key: {"value": value} for key, value in (examples or {}).items()}}
         operation["requestBody"] = {"required": True, "content": {"application/json": content}}
-        operation["parameters"] = [
-            {
-                "name": DEADLINE_HEADER,
-                "in": "header",
-                "description": "Milliseconds that the caller will wait; it can only shorten the server's deadline.",
-                "schema": {"type": "integer", "minimum": 1, "maximum": 999_999_999_999},
-            }
-        ]
+    if "504" in responses:
+        operation["parameters"] = [_DEADLINE]
     return operation
 
 

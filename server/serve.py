@@ -1,6 +1,7 @@
 """The server process: socket, engine, signals, and how it all ends.
 
-Exit statuses: 0 after a drain, 1 when the model or the tasks cannot be served, 70 when the engine died or hung.
+Exit statuses: 0 after a drain, 1 when the model or the tasks cannot be served, 70 when the engine died or hung, 75 when
+the store's database cannot be reached.
 """
 
 import asyncio
@@ -40,6 +41,7 @@ from demur.server.types import DecideRequest, Decision
 
 EXIT_UNUSABLE = 1
 EXIT_ENGINE = 70
+EXIT_STORE = 75
 #: After an engine failure: so long the 503s reach their callers, and probes see that the server is not ready.
 _LAST_ANSWERS_S = 2.0
 
@@ -93,9 +95,15 @@ class DemurServer:
         self._background: set[asyncio.Task[None]] = set()
 
     async def run(self) -> int:
-        """Serves until a signal or a failure. Raises `DecisionError` for wrong task files and bundles, `OSError`."""
+        """Serves until a signal or a failure.
+
+        Raises `DecisionError` for wrong task files and bundles, `SettingsError`, `StoreUnreachable`, `OSError`.
+        """
         tasks = read_tasks(self.settings.tasks)
-        bundles = read_bundles(self.settings.bundles)
+        place = self.settings.bundle_place
+        if place is not None and self.settings.bundles is None:
+            place.mkdir(parents=True, exist_ok=True)
+        bundles = read_bundles(place)
         self._shadows = read_bundles(self.settings.shadow_bundles)
         listener = bind(self.settings.host, self.settings.port)
         name = self.settings.model_name or Path(self.settings.model or "").name
@@ -107,10 +115,12 @@ class DemurServer:
             created=int(self._started.timestamp()),
             aliases=self.settings.model_aliases,
         )
-        desk = CalibrationDesk(
-            lambda: self._decider.pipeline, self._registry, tasks=self.settings.tasks, bundles=self.settings.bundles
-        )
-        self._loop = await asyncio.to_thread(Loop.open, self.settings)
+        desk = CalibrationDesk(lambda: self._decider.pipeline, self._registry, tasks=self.settings.tasks, bundles=place)
+        try:
+            self._loop = await asyncio.to_thread(Loop.open, self.settings)
+        except BaseException:
+            listener.close()
+            raise
         metrics = Metrics()
         if self._loop is not None:
             self._loop.start()
@@ -164,9 +174,7 @@ class DemurServer:
             pipeline = DecidePipeline(engine, max_input_tokens=self.settings.max_input_tokens)
             if self._watch is not None:
                 pipeline.standing = self._watch.standing
-                bundles = await self._watch.shelf.settle(tasks, bundles)
-            prepared = self._prepare(pipeline, tasks, bundles)
-            check_bundles(bundles, prepared.bundles, strict=self.settings.strict_bundles)
+            prepared = await self._fitting(pipeline, tasks, bundles)
             await pipeline.adopt(prepared)
             pipeline.serve_shadows(tasks.values(), self._shadows)
             self._registry.current, self._registry.bundles = tasks, prepared.bundles
@@ -208,13 +216,19 @@ class DemurServer:
         await asyncio.sleep(_LAST_ANSWERS_S)
         self._stop(self._status)
 
-    def _prepare(
-        self, pipeline: DecidePipeline, tasks: Mapping[str, Task], bundles: Mapping[str, Calibrated]
+    async def _fitting(
+        self, pipeline: DecidePipeline, tasks: Mapping[str, Task], found: Mapping[str, Calibrated]
     ) -> Prepared:
+        """The tasks with what they are to be served with; bundles become versions only once all were found to fit."""
+        bundles = found if self._watch is None else await self._watch.shelf.settled(tasks, found)
         try:
-            return pipeline.prepare(tasks.values(), bundles)
+            prepared = await asyncio.to_thread(pipeline.prepare, tasks.values(), bundles)
         except LabelError as error:
             raise located(self.settings.tasks, error) from None
+        check_bundles(bundles, prepared.bundles, strict=self.settings.strict_bundles)
+        if self._watch is not None:
+            await self._watch.shelf.keep(found)
+        return prepared
 
     def _stop(self, status: int) -> None:
         self._status = self._status or status
@@ -252,12 +266,9 @@ class DemurServer:
         async with self._reload:
             try:
                 tasks = await asyncio.to_thread(read_tasks, self.settings.tasks)
-                bundles = await asyncio.to_thread(read_bundles, self.settings.bundles)
+                bundles = await asyncio.to_thread(read_bundles, self.settings.bundle_place)
                 shadows = await asyncio.to_thread(read_bundles, self.settings.shadow_bundles)
-                if self._watch is not None:
-                    bundles = await self._watch.shelf.settle(tasks, bundles)
-                prepared = await asyncio.to_thread(self._prepare, pipeline, tasks, bundles)
-                check_bundles(bundles, prepared.bundles, strict=self.settings.strict_bundles)
+                prepared = await self._fitting(pipeline, tasks, bundles)
                 await pipeline.adopt(prepared)
             except (DecisionError, DemurError, OSError) as error:
                 _log.error("tasks not reloaded, nor bundles; the old ones stay: %s", error)

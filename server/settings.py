@@ -56,7 +56,7 @@ class Settings(BaseModel):
     adapter: Path | None = Field(None, description="Directory of a LoRA adapter of the model, as PEFT writes it.")
     model_name: str | None = Field(None, description="Name that the model answers to; its directory's by default.")
     tasks: Path | None = Field(None, description="Directory of task files, or one such file.")
-    bundles: Path | None = Field(None, description="Directory of bundles, or one bundle.")
+    bundles: Path | None = Field(None, description="Directory of bundles, or one bundle; else `bundles` in state_dir.")
     shadow_bundles: Path | None = Field(
         None, description="Bundles that judge beside those in force; their verdicts are only counted."
     )
@@ -155,6 +155,11 @@ class Settings(BaseModel):
                 "or allow_no_auth if whoever reaches the port may use it"
             )
         return self
+
+    @property
+    def bundle_place(self) -> Path | None:
+        """Where bundles lie: as `bundles` says, else in the state directory, where there is one."""
+        return self.bundles or (None if self.state_dir is None else self.state_dir / "bundles")
 
     @property
     def requires_key(self) -> bool:

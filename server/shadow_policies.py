@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from demur.decision.canonical import canonical_bytes
-from demur.decision.policy import policy_faults
 from demur.decision.task import PolicySpec, Task
-from demur.server.live_policies import policy_members, replace_file, stored_policy
+from demur.server.live_policies import policy_members, replace_file, still_fits, stored_policy
 from demur.server.settings import SettingsError
 from demur.server.types import ShadowPolicy
 
@@ -23,11 +22,12 @@ FILE = "shadow_policies.json"
 
 @dataclass(frozen=True, slots=True)
 class SetPolicy:
-    """A shadow policy, when it was set and by which key."""
+    """A shadow policy, when it was set and by which key, and the names of the options it was set for."""
 
     shadow: ShadowPolicy
     set_at: datetime
     set_by: str | None
+    options: tuple[str, ...]
 
 
 class ShadowPolicies:
@@ -43,9 +43,7 @@ class ShadowPolicies:
     def current(self, task: Task) -> SetPolicy | None:
         """A task's, if it has one that fits its options."""
         found = self._set.get(task.name)
-        if found is None or any(policy_faults(found.shadow.policy, len(task.spec.question.options))):
-            return None
-        return found
+        return found if found is not None and still_fits(found.shadow.policy, found.options, task) else None
 
     def of(self, task: Task) -> ShadowPolicy | None:
         """As `current`, the policy alone."""
@@ -57,7 +55,7 @@ class ShadowPolicies:
         async with self._lock:
             changed = {name: one for name, one in self._set.items() if name != task.name}
             if policy is not None:
-                changed[task.name] = SetPolicy(shadow_policy(policy), datetime.now(UTC), by)
+                changed[task.name] = SetPolicy(shadow_policy(policy), datetime.now(UTC), by, task.spec.question.names)
             if self._path is not None:
                 await asyncio.to_thread(replace_file, self._path, json.dumps(_stored(changed), indent=1))
             self._set = changed
@@ -70,7 +68,12 @@ def shadow_policy(policy: PolicySpec) -> ShadowPolicy:
 
 def _stored(policies: Mapping[str, SetPolicy]) -> dict[str, Any]:
     return {
-        name: {"policy": policy_members(one.shadow.policy), "set_at": one.set_at.isoformat(), "set_by": one.set_by}
+        name: {
+            "policy": policy_members(one.shadow.policy),
+            "set_at": one.set_at.isoformat(),
+            "set_by": one.set_by,
+            "options": list(one.options),
+        }
         for name, one in policies.items()
     }
 
@@ -80,7 +83,10 @@ def _read(path: Path) -> dict[str, SetPolicy]:
         stored = json.loads(path.read_text(encoding="utf-8"))
         return {
             str(name): SetPolicy(
-                shadow_policy(stored_policy(one["policy"])), datetime.fromisoformat(one["set_at"]), one["set_by"]
+                shadow_policy(stored_policy(one["policy"])),
+                datetime.fromisoformat(one["set_at"]),
+                one["set_by"],
+                tuple(map(str, one.get("options", ()))),
             )
             for name, one in stored.items()
         }

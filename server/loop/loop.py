@@ -18,7 +18,7 @@ from demur.server.loop.logged import LoggedDecider
 from demur.server.settings import Settings, SettingsError
 from demur.server.store import upkeep
 from demur.server.store.database import store_url
-from demur.server.store.errors import StoreError, StoreUnavailable
+from demur.server.store.errors import StoreError, StoreUnavailable, StoreUnreachable
 from demur.server.store.store import Store
 from demur.server.types import Decider
 
@@ -50,11 +50,13 @@ class Loop:
 
     @classmethod
     def open(cls, settings: Settings) -> Self | None:
-        """Opens the store that the settings name, if any. Raises SettingsError."""
+        """Opens the store that the settings name, if any. Raises SettingsError, and StoreUnreachable."""
         url = None if settings.store_url is None else settings.store_url.get_secret_value()
         try:
             place = store_url(url, settings.state_dir)
             return None if place is None else cls(Store.open(place, timeout_s=settings.store_timeout_s), settings)
+        except StoreUnreachable:
+            raise
         except StoreError as error:
             raise SettingsError(str(error)) from None
 

@@ -40,26 +40,36 @@ class Shelf:
         self._unusable: set[str] = set()
         self._changes = 0
 
-    async def settle(self, tasks: Mapping[str, Task], found: Mapping[str, Calibrated]) -> Mapping[str, Calibrated]:
-        """What to serve these tasks with: the active versions, after those in the directory that are new were adopted.
+    async def settled(self, tasks: Mapping[str, Task], found: Mapping[str, Calibrated]) -> Mapping[str, Calibrated]:
+        """What to serve these tasks with: what is new in the directory, else the active versions.
 
-        Without an answer of the store: what was found.
+        Nothing is kept yet: that is for `keep`, once what is served was found to fit. Without an answer of the store:
+        what was found.
         """
         try:
             known = await self._store.read(known_bundles)
-            for name, calibrated in found.items():
-                if (name, calibrated.bundle.id) not in known:
-                    await self._store.write(partial(_adopt, name, calibrated, None, True, None))
             active = await self._store.read(active_bundles)
             settled = dict(found)
             for name, bundle in active.items():
-                if name in tasks and (name not in found or found[name].bundle.id != bundle):
+                new = name in found and (name, found[name].bundle.id) not in known
+                same = name in found and found[name].bundle.id == bundle
+                if name in tasks and not new and not same:
                     settled[name] = await self.load(bundle)
                     _log.info("a version of the store is active", extra={"fields": {"task": name, "bundle": bundle}})
         except (StoreUnavailable, BundleError) as error:
             _log.warning("bundles are served as they lie in their directory: %s", error)
             return found
         return settled
+
+    async def keep(self, found: Mapping[str, Calibrated]) -> None:
+        """Makes those of the directory that are new the active versions; with a warning where the store fails."""
+        try:
+            known = await self._store.read(known_bundles)
+            for name, calibrated in found.items():
+                if (name, calibrated.bundle.id) not in known:
+                    await self._store.write(partial(_adopt, name, calibrated, None, True, None))
+        except StoreUnavailable as error:
+            _log.warning("new bundles are not active for other processes or after a restart: %s", error)
 
     async def adopt(
         self, task: str, calibrated: Calibrated, by: str | None, *, instead_of: str | None = None

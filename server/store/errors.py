@@ -5,6 +5,10 @@ class StoreError(RuntimeError):
     """The store cannot be used as it is; the message says what to do."""
 
 
+class StoreUnreachable(StoreError):
+    """The database's server could not be reached, or refused; it may be there later."""
+
+
 class Superseded(StoreError):
     """Somebody else was first: another version became active, or another attempt was made."""
 

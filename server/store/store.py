@@ -8,11 +8,11 @@ from typing import Self, TypeVar
 
 from sqlalchemy import Connection, Engine, select
 from sqlalchemy.engine import URL
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from demur.server.store import schema
 from demur.server.store.database import connect
-from demur.server.store.errors import StoreError, StoreUnavailable
+from demur.server.store.errors import StoreError, StoreUnavailable, StoreUnreachable
 from demur.server.store.migrate import migrate
 from demur.server.store.rows import OptionSets
 from demur.server.store.writer import Writer, unavailable
@@ -39,7 +39,10 @@ class Store:
 
     @classmethod
     def open(cls, url: URL, *, timeout_s: float = 2.0) -> Self:
-        """Connects, and migrates where that is needed. Raises StoreError, which never quotes a password."""
+        """Connects, and migrates where that is needed.
+
+        Raises StoreError, which never quotes a password; StoreUnreachable where PostgreSQL may be there later.
+        """
         sqlite = url.get_backend_name() == "sqlite"
         engines: list[Engine] = []
         try:
@@ -59,7 +62,9 @@ class Store:
                 raise
             reason = getattr(error, "orig", None) or error
             shown = url.render_as_string(hide_password=True)
-            raise StoreError(f"cannot open the store {shown}: {str(reason).strip() or type(reason).__name__}") from None
+            later = not sqlite and isinstance(error, OperationalError)
+            kind = StoreUnreachable if later else StoreError
+            raise kind(f"cannot open the store {shown}: {str(reason).strip() or type(reason).__name__}") from None
         return cls(writing, reading, secret, timeout_s)
 
     @property

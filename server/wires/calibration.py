@@ -38,14 +38,16 @@ def routes(services: Services) -> list[Route]:
     @admin_only
     async def readings(request: Request) -> Response:
         services.admission.check()
-        task = find_task(request.path_params["name"], services)
-        body = _parse(ReadingsIn, await services.read(request))
-        limit = services.settings.max_batch
-        if len(body.inputs) > limit:
-            raise TooLarge(f"{len(body.inputs)} inputs in one request, the limit is {limit}", limit=limit)
-        reader = _desk(services).reader(task)
-        with services.admission.places(len(body.inputs)):
-            items = [await _item(reader, value) for value in body.inputs]
+        async with services.interruption(request) as work:
+            task = find_task(request.path_params["name"], services)
+            body = _parse(ReadingsIn, await services.read(request))
+            limit = services.settings.max_batch
+            if len(body.inputs) > limit:
+                raise TooLarge(f"{len(body.inputs)} inputs in one request, the limit is {limit}", limit=limit)
+            reader = _desk(services).reader(task)
+            work.watch(request.receive)
+            with services.admission.places(len(body.inputs)):
+                items = [await _item(reader, value) for value in body.inputs]
         return json_reply(
             {
                 "task_hash": task.content_hash,

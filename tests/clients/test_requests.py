@@ -29,6 +29,13 @@ async def test_a_registered_task_is_asked_by_name(connect, script, answer):
     }
 
 
+async def test_a_decision_can_be_marked_for_whom_it_is_about(connect, script, answer):
+    server = script(ok(answer))
+    await connect(server)("decide", "refund", task="intent", subject="customer-17", slice="de")
+    body = json.loads(server.requests[0].content)
+    assert body == {"task": "intent", "subject": "customer-17", "slice": "de", "input": "refund"}
+
+
 @pytest.mark.parametrize(
     ("options", "sent"),
     [

@@ -57,6 +57,12 @@ def test_probes_need_no_key_and_only_readiness_decides_about_traffic():
     assert set(probes.values()) <= PUBLIC
 
 
+def test_the_services_own_variables_do_not_reach_the_server():
+    """They begin with DEMUR_ as its settings do, and it refuses those that it does not know."""
+    assert manifest("service.yaml")["metadata"]["name"].upper() + "_" == PREFIX
+    assert POD["spec"]["enableServiceLinks"] is False
+
+
 def test_the_server_drains_before_it_is_killed():
     pause = int(CONTAINER["lifecycle"]["preStop"]["exec"]["command"][1])
     assert POD["spec"]["terminationGracePeriodSeconds"] > DRAIN_SECONDS + pause

@@ -76,8 +76,9 @@ async def start(place: Path, *, task: Task = AUDITED, **settings: Any) -> Proces
     watch = Watch.over(loop, registry, metrics, configured, lambda: pipeline)
     pipeline.standing = watch.standing
     tasks = {task.name: task}
-    bundles = await watch.shelf.settle(tasks, {task.name: Calibrated.of(read_bundle(bundle))})
-    prepared = pipeline.prepare(tasks.values(), bundles)
+    found = {task.name: Calibrated.of(read_bundle(bundle))}
+    prepared = pipeline.prepare(tasks.values(), await watch.shelf.settled(tasks, found))
+    await watch.shelf.keep(found)
     await pipeline.adopt(prepared)
     registry.current, registry.bundles = tasks, prepared.bundles
     await watch.begin(prepared.bundles)

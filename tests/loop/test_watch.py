@@ -9,6 +9,7 @@ import httpx
 import numpy as np
 import pytest
 
+from demur.decision.bundle import read_bundle
 from demur.decision.task import AuditSpec
 from demur.server.calibrated import Calibrated
 from demur.server.loop import renewal
@@ -159,6 +160,30 @@ async def test_a_bundle_made_by_a_caller_is_a_version_of_that_key(run):
         first, second = (await client.get("/tasks/route/bundles")).json()["versions"]
     assert (first["adopted_by"], second["adopted_by"]) == (None, policy.json()["changed_by"])
     assert (second["bundle"], second["active"]) == (made.json()["bundle"], True)
+
+
+async def test_a_new_bundle_lies_where_bundles_do_when_a_version_of_the_store_is_served(run, tmp_path):
+    process = await run()
+    files = bundle_files(issued=certificates(), **{"provenance.json": b'{"rows": 1}'})
+    await process.watch.shelf.adopt("route", Calibrated.of(make_bundle(tmp_path / "elsewhere", files)), "me")
+    rows = [{"input": f"row {i}", "label": ("billing", "sales")[i % 5 == 0]} for i in range(60)]
+    made = await process.ask("POST", "/tasks/route/calibrate", {"rows": rows})
+    (place,) = (tmp_path / "bundles").iterdir()
+    assert (place.name, read_bundle(place).id) == ("route", made["bundle"])
+
+
+async def test_raw_readings_end_at_the_deadline_too(run, monkeypatch):
+    process = await run()
+
+    async def never(*_):
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(process.engine, "read", never)
+    async with process.client() as client:
+        late = await client.post(
+            "/tasks/route/readings", json={"inputs": ["a", "b"]}, headers={"X-Demur-Deadline-Ms": "50"}
+        )
+    assert late.status_code == 504
 
 
 async def test_attempts_on_one_question_are_counted_and_paid_for(run):

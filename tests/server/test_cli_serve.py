@@ -46,6 +46,26 @@ def test_the_demo_takes_only_the_place_of_what_is_not_given(served, how):
     assert served("--demo", DEMUR_MODEL="other").model == "other"
 
 
+def test_secrets_are_no_flags():
+    """They would show in the process list."""
+    said = CliRunner().invoke(cli.main, ["serve", "--help"]).output
+    assert "--webhook-url" in said
+    for secret in ("api-keys", "admin-keys", "feedback-keys", "webhook-secret", "store-url"):
+        assert f"--{secret} " not in said
+
+
+def test_a_database_that_is_away_is_worth_another_start(monkeypatch):
+    """Not so a wrong setting, for which supervisors must not start the server over and over."""
+    monkeypatch.setattr("logging.config.dictConfig", lambda _: None)
+    for url, status, said in (
+        ("postgresql://demur:secret@127.0.0.1:1/demur", 75, "start again when it can be reached"),
+        ("mysql://127.0.0.1/demur", 2, "not supported"),
+    ):
+        result = CliRunner().invoke(cli.main, ["serve", "--model", "m", "--port", "0"], env={"DEMUR_STORE_URL": url})
+        assert (result.exit_code, said in result.stderr) == (status, True), result.output
+        assert "secret" not in result.stderr
+
+
 COSTS = """name: route
 question: Which team?
 options: [billing, technical, sales]

@@ -145,6 +145,25 @@ async def test_a_policy_that_no_longer_fits_gives_way_to_the_file(rig):
         assert (await client.put("/tasks/silent/policy", json={"kind": "certified"})).json()["version"] == 2
 
 
+@pytest.mark.parametrize("route", ["policy", "policy/shadow"])
+async def test_costs_do_not_go_over_to_options_in_another_order(rig, tmp_path, route):
+    """They go by the options' places."""
+    cost = {"kind": "expected_cost", "cost": [[0, 1, 20]] * 3, "review_price": 1, "defer_price": 1}
+    question = TASKS["silent"].spec.question
+    turned = replace(question, options=question.options[::-1])
+    for body, stays in ((cost, False), ({"kind": "certified"}, True)):
+        built = rig(state_dir=str(tmp_path))
+        async with built.client() as client:
+            assert (await client.put(f"/tasks/silent/{route}", json=body)).status_code == 200
+        again = rig(state_dir=str(tmp_path))  # what is kept knows its options too
+        services = again.app.services
+        kept = services.policies if route == "policy" else services.shadows
+        same, other = TASKS["silent"], replace(TASKS["silent"], spec=replace(TASKS["silent"].spec, question=turned))
+        for task, in_force in ((same, True), (other, stays)):
+            found = kept.current(task)
+            assert bool(found and getattr(found, "version", 1)) is in_force
+
+
 async def test_what_a_policy_carries(rig, tmp_path):
     built = rig()
     served = serve_bundle(built, tmp_path)

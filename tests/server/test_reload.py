@@ -10,6 +10,9 @@ from demur.decision.errors import BundleError
 from demur.decision.taskfile import load_task
 from demur.server.admission import Admission
 from demur.server.lifecycle import Lifecycle
+from demur.server.loop.loop import Loop
+from demur.server.loop.watch import Watch
+from demur.server.metrics import Metrics
 from demur.server.serve import EXIT_ENGINE, DemurServer, VllmEngine
 from demur.server.settings import Settings
 
@@ -76,6 +79,29 @@ async def test_a_task_that_changed_defers_or_is_not_taken(server, tmp_path, capl
     assert "made for another question, prompt" in caplog.text
     await lenient._reload_tasks()
     assert lenient._registry.bundles["route"].mismatches == ("question", "prompt")
+
+
+async def test_a_bundle_that_is_refused_does_not_become_a_version(server, tmp_path, caplog):
+    """Else it would be served all the same, a moment later and after every restart."""
+    built = server(strict_bundles=True, state_dir=tmp_path / "state")
+    built._loop = Loop.open(built.settings)
+    built._loop.start()
+    metrics = Metrics(engine=())
+    built._watch = Watch.over(built._loop, built._registry, metrics, built.settings, lambda: built._decider.pipeline)
+    try:
+        await built._reload_tasks()
+        (good,) = served(built).values()
+        shutil.rmtree(tmp_path / "bundles" / "route")
+        (tmp_path / "other.yaml").write_bytes(TASK_YAML.replace(b"Which team?", b"Which group?"))
+        make_bundle(tmp_path / "bundles" / "route", task=load_task(tmp_path / "other.yaml"))
+        await built._reload_tasks()
+        assert "the old ones stay" in caplog.text
+        await built._watch.tend()
+        assert served(built) == {"route": good}
+        assert [version.bundle for version in await built._watch.shelf.versions("route")] == [good]
+    finally:
+        await built._watch.aclose()
+        await built._loop.aclose()
 
 
 async def test_a_broken_bundle_stops_the_start(server, tmp_path):

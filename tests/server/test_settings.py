@@ -100,6 +100,35 @@ def test_an_empty_key_file_lets_nobody_in(tmp_path: Path):
         Keyring.from_settings(settings).identify(b"Bearer none yet")
 
 
+@pytest.mark.parametrize("how", ["variable", "key file", "yaml"])
+def test_an_empty_key_is_refused_since_it_would_let_everybody_in(tmp_path: Path, how):
+    keys, config = tmp_path / "keys", tmp_path / "demur.yaml"
+    keys.write_text("ann:   # to be filled in\n")
+    config.write_text('admin_keys: [""]\n')
+    match how:
+        case "variable":
+            settings = load_settings({}, environ={"DEMUR_FEEDBACK_KEYS": "eve:key, ann:"})
+        case "key file":
+            settings = Settings(feedback_keys_file=keys)
+        case "yaml":
+            settings = load_settings({}, environ={}, config=config)
+    with pytest.raises(SettingsError, match=r"(feedback|admin)_keys: a key is empty"):
+        Keyring.from_settings(settings)
+
+
+def test_blanks_around_names_and_keys_do_not_count(tmp_path: Path):
+    file = tmp_path / "keys"
+    file.write_text("ann: first\n")
+    caller = Keyring.from_settings(Settings(feedback_keys_file=file)).identify(b"Bearer first")
+    assert caller.name == "ann"
+
+
+def test_bundles_lie_in_the_state_directory_where_no_other_is_named(tmp_path: Path):
+    assert Settings().bundle_place is None
+    assert Settings(state_dir=tmp_path).bundle_place == tmp_path / "bundles"
+    assert Settings(state_dir=tmp_path, bundles=tmp_path / "mine").bundle_place == tmp_path / "mine"
+
+
 def test_a_missing_key_file_is_an_error(tmp_path: Path):
     with pytest.raises(SettingsError, match="api_keys_file"):
         Keyring.from_settings(Settings(api_keys_file=tmp_path / "none"))

@@ -28,6 +28,13 @@ def run(database, monkeypatch):
     return command
 
 
+def test_two_stores_at_once_are_refused(database, monkeypatch, tmp_path):
+    """A server with both uses the URL: a purge in the other one would leave everything where it is."""
+    monkeypatch.setenv("DEMUR_STORE_URL", database)
+    done = CliRunner().invoke(store, ["stats", "--state-dir", str(tmp_path)])
+    assert (done.exit_code, "name two stores" in done.output) == (2, True)
+
+
 @pytest.fixture
 def filled(database):
     """Four decisions of two subjects, two of them drawn, one of those labelled."""
