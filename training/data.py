@@ -10,12 +10,10 @@ from demur.decision.errors import DataFileError, InputTooLongError, LabelError
 from demur.decision.labelled import LabelledData, LabelledRow, data_faults
 from demur.decision.prompt import CompiledPrompt, PromptBuilder
 from demur.decision.question import Question
+from demur.decision.rowhash import training_rows
 from demur.decision.task import DecisionSpec, Mode, Task
-from demur.training.recipe import OUT_OF_FOLD, VALIDATION, Recipe, Source
+from demur.training.recipe import CERTIFYING, OUT_OF_FOLD, TRAIN, VALIDATION, Recipe, Source, resolve
 from demur.training.sources import read_source
-
-#: The rows that `certify` names. They are read only to see that nothing is trained or chosen on them.
-CERTIFYING = "certifying"
 
 #: How far the sum of annotators' shares may be from 1, as rounded numbers are.
 _ROUNDING = 0.01
@@ -54,7 +52,7 @@ class RunData:
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the rows of every set, in order, with their labels and prompts."""
         digest = hashlib.sha256()
-        for name, examples in (("train", self.train), *self.evaluate.items()):
+        for name, examples in ((TRAIN, self.train), *self.evaluate.items()):
             digest.update(f"{name} {len(examples)}\n".encode())
             for example in examples:
                 shares = "" if example.shares is None else f" {example.shares}"
@@ -70,7 +68,7 @@ def load_data(recipe: Recipe, folder: Path, task: Task, builder: PromptBuilder) 
     """
     drop = recipe.data.bad_rows == "drop"
     spec = replace(task.spec, mode=Mode(recipe.mode))
-    sources = {"train": recipe.data.train, **recipe.data.evaluate}
+    sources = {TRAIN: recipe.data.train, **recipe.data.evaluate}
     if recipe.certify is not None:
         sources[CERTIFYING] = Source(path=recipe.certify.data)
     read = {name: read_source(source, folder, spec.question, drop=drop) for name, source in sources.items()}
@@ -87,22 +85,26 @@ def load_data(recipe: Recipe, folder: Path, task: Task, builder: PromptBuilder) 
         _keep_out(sets, VALIDATION, lambda row: _draw(row.hash, str(seed)) < recipe.data.validation)
     leaks = _leaks(sets, spec.question)
     chosen_on = _certified(sets, recipe.saves.best_by, spec.question)
-    sets.pop(CERTIFYING, None)
+    # What the model that training starts from has learned is no evidence about the one that comes of it.
+    learned = training_rows(resolve(recipe.model.path, folder))
+    known = "the model that training starts from has learned it"
+    found = [f"{data.name}:{row.line}: {known}" for data, row in sets.pop(CERTIFYING, []) if row.hash in learned]
     compiled = _Compiled(spec, builder)
     learns_thoughts = recipe.method == "sft" and recipe.mode == "reasoned"
     examples: dict[str, list[Example]] = {}
-    found: list[str] = []
     for name, pairs in sets.items():
         examples[name] = []
         for data, row in pairs:
             place = f"{data.name}:{row.line}"
-            if name == "train" and row.hash in leaks:
+            if name == TRAIN and row.hash in leaks:
                 found.append(f"{place}: also stands in an evaluation set, {leaks[row.hash]}")
+            elif name != TRAIN and row.hash in learned:
+                found.append(f"{place}: {known}")
             elif name == recipe.saves.best_by and row.hash in chosen_on:
                 found.append(f"{place}: also certifies, {chosen_on[row.hash]}, and checkpoints are chosen on it")
             elif not row.text.strip() and row.own is None:
                 found.append(f"{place}: the input is empty")
-            elif learns_thoughts and name == "train" and row.thought is None:
+            elif learns_thoughts and name == TRAIN and row.thought is None:
                 found.append(f"{place}: no `thought` to learn; SFT in reasoned mode needs written ones")
             else:
                 thought = tuple(builder.encode(row.thought)) if learns_thoughts and row.thought else ()
@@ -117,10 +119,10 @@ def load_data(recipe: Recipe, folder: Path, task: Task, builder: PromptBuilder) 
     for name, kept in examples.items():
         if not kept:
             raise data_faults([*found, f"no rows are left for `{name}`"])
-    widths = {len(example.label_ids) for example in examples["train"]}
-    if len(widths) > 1:
-        raise data_faults([f"the training rows have {sorted(widths)} options; all must have the same number"])
-    train = tuple(examples.pop("train"))
+        widths = {len(example.label_ids) for example in kept}
+        if len(widths) > 1:
+            raise data_faults([f"the rows of `{name}` have {sorted(widths)} options; all must have the same number"])
+    train = tuple(examples.pop(TRAIN))
     return RunData(train, {name: tuple(kept) for name, kept in examples.items()}, (*faults, *found))
 
 
@@ -182,10 +184,10 @@ def _leaks(sets: Mapping[str, list[tuple[LabelledData, LabelledRow]]], question:
     """Hashes of training rows that an evaluation set asks too, whatever their spacing and case; and where it does."""
     asked: dict[str, str] = {}
     for name, pairs in sets.items():
-        if name != "train":
+        if name != TRAIN:
             for data, row in pairs:
                 asked.setdefault(_asked(row, question), f"{data.name}:{row.line}")
-    return {row.hash: asked[key] for _, row in sets["train"] if (key := _asked(row, question)) in asked}
+    return {row.hash: asked[key] for _, row in sets[TRAIN] if (key := _asked(row, question)) in asked}
 
 
 def _certified(
@@ -206,8 +208,8 @@ def _keep_out(
     sets: dict[str, list[tuple[LabelledData, LabelledRow]]], name: str, wanted: Callable[[LabelledRow], bool]
 ) -> None:
     """Moves training rows into a set of their own."""
-    sets[name] = [pair for pair in sets["train"] if wanted(pair[1])]
-    sets["train"] = [pair for pair in sets["train"] if not wanted(pair[1])]
+    sets[name] = [pair for pair in sets[TRAIN] if wanted(pair[1])]
+    sets[TRAIN] = [pair for pair in sets[TRAIN] if not wanted(pair[1])]
 
 
 def _draw(row_hash: str, seed: str) -> float:

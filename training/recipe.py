@@ -23,6 +23,10 @@ Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
+#: What messages and fingerprints call the training rows.
+TRAIN = "train"
+#: The rows that `certify` names. They are read only to see that nothing is trained or chosen on them.
+CERTIFYING = "certifying"
 #: The evaluation set that `data.validation` keeps out of the training rows.
 VALIDATION = "validation"
 #: The evaluation set that `data.folds` keeps out.
@@ -128,6 +132,19 @@ class Data(Strict):
         if self.fold >= (self.folds or 1):
             raise ValueError(f"there is no fold {self.fold} of {self.folds or 1}: they are numbered from 0")
         return self
+
+    @model_validator(mode="after")
+    def _names_no_set_twice(self) -> Self:
+        taken = {TRAIN, CERTIFYING, *self.kept_out} & self.evaluate.keys()
+        if taken:
+            raise ValueError(f"an evaluation set cannot be called `{min(taken)}`, which is another set's name")
+        return self
+
+    @property
+    def kept_out(self) -> tuple[str, ...]:
+        """Names of the evaluation sets that are kept out of the training rows."""
+        there = {OUT_OF_FOLD: self.folds is not None, VALIDATION: self.validation > 0}
+        return tuple(name for name, kept in there.items() if kept)
 
 
 class Rollout(Strict):
@@ -315,9 +332,7 @@ class Recipe(Strict):
     @property
     def evaluated(self) -> tuple[str, ...]:
         """Names of the evaluation sets."""
-        data = self.data
-        kept_out = {OUT_OF_FOLD: data.folds is not None, VALIDATION: data.validation > 0}
-        return (*data.evaluate, *(name for name, there in kept_out.items() if there))
+        return (*self.data.evaluate, *self.data.kept_out)
 
 
 def resolve(path: str, folder: Path) -> Path:

@@ -16,7 +16,7 @@ from accelerate import PartialState
 from transformers import AutoTokenizer
 
 from demur.decision.prompt import PromptBuilder, split_answer
-from demur.decision.rowhash import TRAINING_ROWS
+from demur.decision.rowhash import TRAINING_ROWS, training_rows
 from demur.decision.task import Task
 from demur.decision.taskfile import load_task
 from demur.decision.wording import ANSWER_PREFIX
@@ -179,7 +179,9 @@ def train(prepared: Prepared, out: Path, *, resume: bool, evaluate: bool = True,
             settings = json.loads((model / ADAPTER).read_text(encoding="utf-8"))
             _write(model / ADAPTER, settings | {"base_model_name_or_path": recipe.model.path})
         prepared.tokenizer.save_pretrained(model)
-        hashes = sorted({example.hash for example in prepared.data.train})
+        # Also what it had learned before: a model of several stages is certified on none of their rows.
+        before = training_rows(resolve(recipe.model.path, prepared.folder))
+        hashes = sorted(before | {example.hash for example in prepared.data.train})
         (model / TRAINING_ROWS).write_text("\n".join(hashes) + "\n", encoding="ascii")
         _write(model / PROVENANCE, made_from | {"chosen": chosen})
     return model

@@ -8,6 +8,7 @@ from datasets import Dataset
 
 from demur.decision.errors import DataFileError
 from demur.decision.prompt import PromptBuilder
+from demur.decision.rowhash import TRAINING_ROWS, row_hash
 from demur.decision.task import Mode
 from demur.decision.taskfile import load_task
 from demur.training.data import VALIDATION, RunData, load_data
@@ -31,7 +32,7 @@ def write(path: Path, values: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(value) + "\n" for value in values))
 
 
-def load(folder: Path, builder: PromptBuilder, task: str = TASK, **data: Any) -> RunData:
+def load(folder: Path, builder: PromptBuilder, task: str = TASK, certify: Any = None, **data: Any) -> RunData:
     (folder / "task.yaml").write_text(task)
     recipe = Recipe.model_validate(
         {
@@ -42,6 +43,7 @@ def load(folder: Path, builder: PromptBuilder, task: str = TASK, **data: Any) ->
             "model": {"path": "model"},
             "max_length": 400,
             "data": {"train": {"path": "train.jsonl"}} | data,
+            "certify": certify,
         }
     )
     return load_data(recipe, folder, load_task(folder / "task.yaml"), builder)
@@ -156,7 +158,43 @@ def test_splits_and_limits_follow_content_and_not_order(tmp_path: Path, builder:
     assert other != chosen
 
 
-def test_rows_of_different_widths_are_refused(tmp_path: Path, builder: PromptBuilder):
-    write(tmp_path / "train.jsonl", [*rows(1), {"question": "And?", "options": ["a", "b"], "label": "a"}])
-    with pytest.raises(DataFileError, match="same number"):
-        load(tmp_path, builder)
+@pytest.mark.parametrize("uneven", ["train", "dev"])
+def test_rows_of_different_widths_are_refused(tmp_path: Path, builder: PromptBuilder, uneven: str):
+    write(tmp_path / "train.jsonl", rows(2))
+    write(tmp_path / "dev.jsonl", rows(2, start=100))
+    with (tmp_path / f"{uneven}.jsonl").open("a") as file:
+        file.write(json.dumps({"question": "And?", "options": ["a", "b"], "label": "a"}) + "\n")
+    with pytest.raises(DataFileError, match=rf"the rows of `{uneven}` have \[2, 3\] options; .* the same number"):
+        load(tmp_path, builder, evaluate={"dev": {"path": "dev.jsonl"}})
+
+
+def test_what_an_earlier_stage_learned_is_no_evidence_about_a_later_one(tmp_path: Path, builder: PromptBuilder):
+    write(tmp_path / "train.jsonl", rows(3))
+    for name in ("dev", "certifying"):
+        write(tmp_path / f"{name}.jsonl", rows(3, start=100))
+    (tmp_path / "model").mkdir()
+    learned = (row_hash("thing number 1"), row_hash("thing number 102"))
+    (tmp_path / "model" / TRAINING_ROWS).write_text("\n".join(learned))
+    evaluate = {"dev": {"path": "dev.jsonl"}}
+    with pytest.raises(DataFileError, match=r"^dev\.jsonl:3: the model that training starts from has learned it$"):
+        load(tmp_path, builder, evaluate=evaluate)
+    dropped = load(tmp_path, builder, evaluate=evaluate, bad_rows="drop")
+    assert (len(dropped.train), len(dropped.evaluate["dev"])) == (3, 2)
+    with pytest.raises(DataFileError, match=r"^certifying\.jsonl:3: the model that training starts from"):
+        load(tmp_path, builder, certify={"data": "certifying.jsonl"})
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [("train", {}), ("certifying", {}), ("validation", {"validation": 0.5}), ("out_of_fold", {"folds": 2})],
+)
+def test_an_evaluation_set_cannot_take_the_name_of_another_set(
+    tmp_path: Path, builder: PromptBuilder, name: str, data: dict[str, Any]
+):
+    write(tmp_path / "train.jsonl", rows(40))
+    write(tmp_path / "dev.jsonl", rows(3, start=100))
+    evaluate = {name: {"path": "dev.jsonl"}}
+    with pytest.raises(ValueError, match=f"an evaluation set cannot be called `{name}`"):
+        load(tmp_path, builder, evaluate=evaluate, **data)
+    if data:
+        assert len(load(tmp_path, builder, evaluate=evaluate).evaluate[name]) == 3
