@@ -15,7 +15,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from demur.decision.rowhash import training_rows
+from demur.decision.rowhash import TRAINING_ROWS, training_rows
 from demur.server.cli import main
 from demur.server.cli_calibrate import calibrate
 from demur.training import own_rollouts, run
@@ -182,11 +182,32 @@ def test_an_adapter_is_trained_alone_and_merged_without_a_change_of_logits(folde
         apart = PeftModel.from_pretrained(base, tmp_path / "model")(ids).logits
     torch.testing.assert_close(whole, apart, rtol=1e-4, atol=1e-4)
     assert (whole - before).abs().max() > 1e-3
-    assert training_rows(tmp_path / "merged") == training_rows(tmp_path / "model")
     found = load_file(tmp_path / "model" / "adapter_model.safetensors")
     assert found
     assert all("lora" in name for name in found)
     assert any(value.abs().sum() > 0 for name, value in found.items() if "lora_B" in name)
+
+
+def test_a_later_stage_in_bfloat16_merges_all_of_its_adapter_and_keeps_the_rows_of_the_first(
+    folder: Path, tmp_path: Path
+):
+    first = tmp_path / "first"
+    AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.bfloat16).save_pretrained(first)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(folder / "model" / name, first)
+    (first / TRAINING_ROWS).write_text("0a\n1b\n")
+    model = f"model={{path: {first}, dtype: bfloat16, adapter: {{r: 2, alpha: 4, dropout: 0.0, targets: [q_proj]}}}}"
+    result = demur(folder / "recipe.yaml", "--out", tmp_path, "--merge", *DIRECT, *sets("method=sft", model))
+    assert result.exit_code == 0, result.output
+    ids = torch.arange(5, 25)[None]
+    base = AutoModelForCausalLM.from_pretrained(first, dtype=torch.float32)
+    with torch.no_grad():
+        before, whole = base(ids).logits, AutoModelForCausalLM.from_pretrained(tmp_path / "merged")(ids).logits
+        apart = PeftModel.from_pretrained(base, tmp_path / "model")(ids).logits
+    assert (apart - before).abs().max() > 1e-3
+    assert (whole - apart).abs().max() < 0.01 * (apart - before).abs().max()
+    assert {"0a", "1b"} < training_rows(tmp_path / "model") == training_rows(tmp_path / "merged")
+    assert len(training_rows(tmp_path / "model")) == 2 + 8
 
 
 def test_upper_layers_alone_are_adapted(folder: Path, tmp_path: Path):
