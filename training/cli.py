@@ -4,7 +4,6 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import NoReturn
 
@@ -144,13 +143,14 @@ def grid(
     with _faults_told():
         file = load_recipes(recipe, changes)
         from demur.training import processes
-        from demur.training.grid import cells_of, run_cells, write_report
+        from demur.training.grid import cells_of, check_report, run_cells, write_report
 
         cells = cells_of(file, patterns, seeds, base=base)
+        check_report(cells, against=against, fit_on=fit_on)
         if not report:
             run_cells(cells, file.folder, out, keep_models=keep_models)
         if processes.is_first():
-            click.echo(write_report(cells, out, against=against, fit_on=fit_on))
+            click.echo(write_report(cells, file.folder, out, against=against, fit_on=fit_on))
 
 
 @click.command()
@@ -187,6 +187,7 @@ def diagnose(
             raise TrainingError(f"{recipe} has no cell {cell!r}")
         from demur.training import run
         from demur.training.extraction import diagnose_model, report
+        from demur.training.jsontext import json_text
 
         found = diagnose_model(run.prepare(file.cells[cell], file.folder), model, name, items=items, rollouts=rollouts)
-    click.echo(json.dumps(asdict(found), indent=1) if as_json else report(found))
+    click.echo(json_text(found) if as_json else report(found))

@@ -8,6 +8,7 @@ its readings. The model that training starts from is an arm of its own, `base`. 
 import json
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -16,13 +17,14 @@ from pathlib import Path
 import click
 from tqdm import tqdm
 
+from demur.decision.taskfile import load_task
 from demur.training import processes, run
 from demur.training.checkpoints import complete
 from demur.training.comparison import compare
 from demur.training.errors import TrainingError
 from demur.training.grid_report import figure, table, to_json
 from demur.training.readings import Readings, load_model, load_readings, read_sets, save_readings
-from demur.training.recipe import Recipe
+from demur.training.recipe import Recipe, resolve
 from demur.training.recipefile import RecipeFile
 
 BASE = "base"
@@ -59,15 +61,18 @@ def cells_of(file: RecipeFile, patterns: Sequence[str], seeds: int, *, base: boo
     arms = _named({name: _arm_key(recipe) for name, recipe in chosen.items()})
     cells = []
     if base:
+        # Numbered over the whole file, so that every part of a grid means the same by a number.
         starts: dict[str, Recipe] = {}
-        for recipe in chosen.values():
+        for recipe in file.cells.values():
             starts.setdefault(_start_key(recipe, fold=True), recipe)
         kinds = list(dict.fromkeys(_start_key(recipe, fold=False) for recipe in starts.values()))
-        for number, recipe in enumerate(starts.values()):
-            kind = kinds.index(_start_key(recipe, fold=False))
-            arm = BASE if len(kinds) == 1 else f"{BASE} {kind + 1}"
-            named = recipe.model_copy(update={"name": f"{BASE}-{number + 1}"})
-            cells.append(Cell(arm, recipe.seed, named, trains=False))
+        wanted = {_start_key(recipe, fold=True) for recipe in chosen.values()}
+        several = len({_start_key(recipe, fold=False) for recipe in chosen.values()}) > 1
+        for number, (key, recipe) in enumerate(starts.items(), 1):
+            if key in wanted:
+                arm = f"{BASE} {kinds.index(_start_key(recipe, fold=False)) + 1}" if several else BASE
+                named = recipe.model_copy(update={"name": f"{BASE}-{number}"})
+                cells.append(Cell(arm, recipe.seed, named, trains=False))
     for seed in range(seeds):
         for name, recipe in chosen.items():
             seeded = recipe.model_copy(update={"seed": recipe.seed + seed})
@@ -108,16 +113,21 @@ def run_cell(cell: Cell, folder: Path, out: Path, *, keep_models: bool) -> dict[
 
 
 def collect(cells: Sequence[Cell], read: Callable[[Cell], dict[str, Readings] | None]) -> Found:
-    """What the runs say, by arm and seed, folds put together. `read` gives None for a run that is not there."""
+    """What the runs say, by arm and seed, folds put together. `read` gives None for a run that is not there.
+
+    A seed counts where all its folds are there, an arm where it has such a seed.
+    """
     parts: dict[str, dict[int, list[dict[str, Readings]]]] = {}
     for cell in cells:
         sets = read(cell)
         if sets is not None:
             parts.setdefault(cell.arm, {}).setdefault(cell.seed, []).append(sets)
-    whole = {arm: max(len(folds) for folds in seeds.values()) for arm, seeds in parts.items()}
-    return {
-        arm: [_joined(folds) for folds in seeds.values() if len(folds) == whole[arm]] for arm, seeds in parts.items()
+    whole = Counter((cell.arm, cell.seed) for cell in cells)
+    found = {
+        arm: [_joined(folds) for seed, folds in seeds.items() if len(folds) == whole[arm, seed]]
+        for arm, seeds in parts.items()
     }
+    return {arm: seeds for arm, seeds in found.items() if seeds}
 
 
 def _joined(folds: Sequence[Mapping[str, Readings]]) -> dict[str, Readings]:
@@ -159,18 +169,38 @@ def run_cells(cells: Sequence[Cell], folder: Path, out: Path, *, keep_models: bo
         run_cell(cell, folder, out, keep_models=keep_models)
 
 
-def write_report(cells: Sequence[Cell], out: Path, *, against: str | None = None, fit_on: str | None = None) -> str:
+def check_report(cells: Sequence[Cell], *, against: str | None = None, fit_on: str | None = None) -> None:
+    """Raises TrainingError for what would stop `write_report` only when everything has run."""
+    arms = list(dict.fromkeys(cell.arm for cell in cells))
+    if against is not None and against not in arms:
+        raise TrainingError(f"no arm {against} to compare with; there are {', '.join(arms)}")
+    sets = {cell.recipe.name: cell.recipe.evaluated for cell in cells}
+    first, *_ = sets
+    for name, evaluated in sets.items():
+        if set(evaluated) != set(sets[first]):
+            told = ", and ".join(f"{one} on {', '.join(sets[one]) or 'none'}" for one in (first, name))
+            raise TrainingError(f"arms are compared on the same sets, and {told}; choose --cells that fit together")
+    if fit_on is not None and fit_on not in sets[first]:
+        raise TrainingError(f"no evaluation set {fit_on} to fit on; there is {', '.join(sets[first]) or 'none'}")
+    if not set(sets[first]) - {fit_on}:
+        raise TrainingError("no evaluation set is left to be measured: give the recipe another one under `data`")
+
+
+def write_report(
+    cells: Sequence[Cell], folder: Path, out: Path, *, against: str | None = None, fit_on: str | None = None
+) -> str:
     """Compares the runs of `out` that have finished, writes table, figure and rows there, and returns the table.
 
     Args:
         cells: the runs that count.
+        folder: what their recipes' paths start from.
         out: folder of the grid.
         against: the arm that the others are compared with, the first where none is named.
         fit_on: see `compare`.
 
-    Raises TrainingError where there is no such run or arm.
+    Raises TrainingError where there is no such run or arm, or a run is of another recipe or task.
     """
-    found = collect(cells, lambda cell: _kept(cell, out))
+    found = collect(cells, lambda cell: _kept(cell, folder, out))
     if not found:
         raise TrainingError(f"{out} holds no finished run of these cells")
     reference = against or next(iter(found))
@@ -184,6 +214,14 @@ def write_report(cells: Sequence[Cell], out: Path, *, against: str | None = None
     return written
 
 
-def _kept(cell: Cell, out: Path) -> dict[str, Readings] | None:
-    path = cell.folder(out) / READINGS
-    return load_readings(path)[0] if path.is_file() else None
+def _kept(cell: Cell, folder: Path, out: Path) -> dict[str, Readings] | None:
+    place = cell.folder(out)
+    if not (place / READINGS).is_file():
+        return None
+    sets, noted = load_readings(place / READINGS)
+    before = json.loads(noted)
+    # Not the data, which a report need not have.
+    task = load_task(resolve(cell.recipe.task, folder)).content_hash
+    if (before["recipe_sha256"], before["task"]) != (run.recipe_sha256(cell.recipe), task):
+        raise TrainingError(f"{place} was run by another recipe or task; report with the same file and --set")
+    return sets

@@ -1,11 +1,10 @@
 """A grid's table and its figure: accuracy against calibration error."""
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict
 
 from demur.calibration.plot_style import BLUE, GREEN, INK, ORANGE, QUIET, RED, Plot, legend, new_figure, percent_axis
 from demur.training.comparison import Difference, Row
+from demur.training.jsontext import json_text
 
 _COLUMNS = {
     "accuracy": "accuracy",
@@ -102,7 +101,7 @@ def figure(rows: Sequence[Row]) -> Plot:
 
 def to_json(rows: Sequence[Row]) -> str:
     """All figures of all rows."""
-    return json.dumps([asdict(row) for row in rows], indent=1) + "\n"
+    return json_text(rows) + "\n"
 
 
 def _difference(gap: Difference) -> str:

@@ -261,12 +261,9 @@ def dry_run(prepared: Prepared, out: Path) -> list[str]:
 
 def provenance(prepared: Prepared) -> dict[str, Any]:
     """What a run is made from: recipe, task, data, and the libraries and the machine it runs on."""
-    recipe = prepared.recipe.model_dump(mode="json", by_alias=True)
-    # By what it says: a later version's new settings, at their defaults, make no other recipe of it.
-    said = prepared.recipe.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     return {
-        "recipe": recipe,
-        "recipe_sha256": hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest(),
+        "recipe": prepared.recipe.model_dump(mode="json", by_alias=True),
+        "recipe_sha256": recipe_sha256(prepared.recipe),
         "task": prepared.task.content_hash,
         "data": prepared.data.fingerprint,
         "dropped": len(prepared.data.dropped),
@@ -275,6 +272,12 @@ def provenance(prepared: Prepared) -> dict[str, Any]:
         "machine": platform.machine(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
     }
+
+
+def recipe_sha256(recipe: Recipe) -> str:
+    """SHA-256 (hex) of what a recipe says: a later version's new settings, at their defaults, make no other of it."""
+    said = recipe.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def _write(path: Path, value: dict[str, Any]) -> None:

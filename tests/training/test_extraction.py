@@ -4,11 +4,13 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 from click.testing import CliRunner
 
 from demur.server.cli import main
 from demur.training.data import Example
 from demur.training.extraction import CONTROL, OTHER_DECISION, OTHER_ITEM, OTHER_ITEM_CONTROL, diagnose
+from demur.training.jsontext import json_text
 from demur.training.rollouts import Rollout, read_decisions, roll_out
 from tests.models import build_model
 from tests.training import tiny
@@ -54,6 +56,9 @@ def test_a_decision_that_only_repeats_its_thought_follows_every_other_one():
     assert found.swaps[CONTROL].n == 5
     assert found.swaps[CONTROL].kept == 1.0
     assert found.swaps[OTHER_ITEM_CONTROL].n == 0
+    # JSON has no NaN.
+    told = json.loads(json_text(found), parse_constant=pytest.fail)
+    assert told["swaps"][OTHER_ITEM_CONTROL]["followed"] is None
 
 
 def test_a_decision_that_only_reads_its_prompt_stays():

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from demur.server.cli import main
 from demur.training import run
 from demur.training.comparison import compare, paired_difference, row_scores
-from demur.training.grid import READINGS
+from demur.training.grid import READINGS, cells_of, collect
 from demur.training.readings import Readings, load_model, load_readings, ordered, read_sets, save_readings
 from demur.training.recipefile import load_recipes
 from tests.models import build_model
@@ -113,7 +113,9 @@ def test_a_grid_trains_reads_resumes_and_compares(folder: Path, tmp_path: Path, 
     assert plain["sft", "shifted"]["n"] == 30
     # Neither a report nor another recipe touches them.
     assert (tmp_path / "table.md").read_text() in grid(*asked, "--report").output
-    assert "no finished run of sgd" in grid(*asked, "--report", "--against", "sgd").output
+    of_another = grid(*asked, "--report", "--set", "optimiser.steps=3")
+    assert of_another.exit_code == 1
+    assert "was run by another recipe or task" in of_another.output
     changed = grid(*asked, "--set", "optimiser.steps=3")
     assert changed.exit_code == 1
     assert "changed since it was run" in changed.output
@@ -121,6 +123,60 @@ def test_a_grid_trains_reads_resumes_and_compares(folder: Path, tmp_path: Path, 
     written_out = grid(*asked, "--set", "optimiser.weight_decay=0.0")
     assert written_out.exit_code == 0, written_out.output
     assert len(trained) == 4
+
+
+@pytest.mark.parametrize(
+    ("asked", "why"),
+    [
+        ("--against sft.first", "no arm sft.first to compare with; there are base, sft"),
+        ("--fit-on dev", "no evaluation set dev to fit on; there is shifted, out_of_fold"),
+        ("--set data.evaluate={} --fit-on out_of_fold", "no evaluation set is left to be measured"),
+    ],
+)
+def test_what_would_stop_the_report_is_refused_before_anything_runs(folder: Path, tmp_path: Path, asked: str, why: str):
+    result = grid(folder / "grid.yaml", "--out", tmp_path, *asked.split())
+    assert result.exit_code == 1
+    assert why in result.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_cells_with_other_sets_are_not_one_grid(folder: Path, tmp_path: Path):
+    (tmp_path / "grid.yaml").write_text(GRID + "    none: {data.folds: null, data.fold: 0}\n")
+    result = grid(tmp_path / "grid.yaml", "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "base-1 on shifted, out_of_fold, and base-3 on shifted; choose --cells" in result.output
+
+
+def test_parts_of_a_grid_share_what_training_starts_from(tmp_path: Path):
+    models = "  model:\n    small: {model.path: small}\n    large: {model.path: large}\n"
+    (tmp_path / "grid.yaml").write_text(GRID.replace("axes:\n", "axes:\n" + models) + "    again: {data.fold: 0}\n")
+    file = load_recipes(tmp_path / "grid.yaml")
+
+    def bases(*patterns: str) -> dict[str, tuple[str, str]]:
+        cells = [cell for cell in cells_of(file, patterns, 1) if not cell.trains]
+        return {cell.recipe.name: (cell.arm, run.recipe_sha256(cell.recipe)) for cell in cells}
+
+    whole = bases()
+    assert {name: arm for name, (arm, _) in whole.items()} == {
+        "base-1": "base 1",
+        "base-2": "base 1",
+        "base-3": "base 2",
+        "base-4": "base 2",
+    }
+    large = bases("large.*")
+    assert {name: arm for name, (arm, _) in large.items()} == {"base-3": "base", "base-4": "base"}
+    assert bases("large.sft.again")["base-3"][1] == large["base-3"][1] == whole["base-3"][1]
+
+
+def test_an_arm_with_folds_still_to_run_is_left_out(folder: Path):
+    cells = cells_of(load_recipes(folder / "grid.yaml"), (), 2)
+    one = readings(np.random.default_rng(0), np.array([0, 1, 2]), 1.0)
+    found = collect(
+        cells, lambda cell: {"dev": one} if not cell.trains or (cell.seed, cell.recipe.data.fold) < (1, 1) else None
+    )
+    assert {arm: len(seeds) for arm, seeds in found.items()} == {"base": 1, "sft": 1}
+    found = collect(cells, lambda cell: {"dev": one} if cell.recipe.data.fold == 0 or not cell.trains else None)
+    assert list(found) == ["base"]
 
 
 def readings(rng: np.random.Generator, gold: np.ndarray, sharpness: float) -> Readings:
