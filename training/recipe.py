@@ -297,16 +297,34 @@ class Recipe(Strict):
             raise ValueError(f"`{self.method}` learns gold decisions: a `lambda` or `brier` belongs to `grpo`")
         if self.saves.best_by is not None and self.saves.best_by not in self.evaluated:
             raise ValueError(f"`best_by` names no evaluation set; there is {', '.join(self.evaluated) or 'none'}")
-        if self.saves.best_by is not None and self.rolls_out:
-            raise ValueError("`best_by` needs one forward pass a row: it cannot choose among reasoned checkpoints")
+        if self.saves.best_by is not None and self.mode == "reasoned":
+            raise ValueError("`best_by` measures right behind the prompt: it cannot choose among reasoned checkpoints")
         minimised = objective.policy_loss_on_decision or objective.lambda_ or objective.brier
         if self.method == "grpo" and not self.rolls_out and not minimised:
             raise ValueError("nothing is minimised: no policy loss on the decision, no `lambda`, no `brier`")
         if self.rolls_out:
             if self.rollout.kind == "forced" and self.grpo.mask_truncated:
                 raise ValueError("`mask_truncated` masks every forced rollout, since each is cut at its decision")
+            if self.saves.every % self.grpo.iterations:
+                raise ValueError(
+                    f"`saves.every` must be a multiple of `grpo.iterations`, {self.grpo.iterations}: a checkpoint does "
+                    "not hold the rollouts that are to be learned from again"
+                )
             if self.objective.advantage != "sampled":
                 raise ValueError("`advantage` is `sampled` in reasoned mode: only a decision alone has a closed form")
+        return self
+
+    @model_validator(mode="after")
+    def _has_an_effect(self) -> Self:
+        if self.method == "grpo" and self.mode == "direct":
+            idle = [f"grpo.{name}" for name in self.grpo.model_dump(exclude_defaults=True)]
+            if self.grpo.scale_rewards == "none":
+                idle.remove("grpo.scale_rewards")
+            drawn = self.rollout.model_dump(exclude_defaults=True, include={"temperature", "top_p", "top_k"})
+            if idle := [*idle, *(f"rollout.{name}" for name in drawn)]:
+                raise ValueError(f"nothing is rolled out in direct mode, so {', '.join(idle)} cannot be as given")
+        if self.method == "own_correct" and self.objective.over != "vocabulary":
+            raise ValueError("`own_correct` learns decisions over the vocabulary: `objective.over` cannot be `labels`")
         return self
 
     @property

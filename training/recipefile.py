@@ -11,6 +11,7 @@ Its cells are `4b.grpo` and `4b.calibration`. `{cell}` in the base's name become
 """
 
 import itertools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,8 @@ class _Duplicates(yaml.SafeLoader):
 def _mapping(loader: _Duplicates, node: yaml.MappingNode) -> dict[Any, Any]:
     found: dict[Any, Any] = {}
     for key_node, value_node in node.value:
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key_node.start_mark)
         key = loader.construct_object(key_node, deep=True)
         if key in found:
             raise yaml.constructor.ConstructorError(None, None, f"`{key}` is given twice", key_node.start_mark)
@@ -76,7 +79,7 @@ def load_recipes(path: Path, changes: Sequence[str] = ()) -> RecipeFile:
     if node is not None:
         try:
             value = _Duplicates(content.decode("utf-8-sig")).get_single_data()
-            for cell, fields in _cells(value):
+            for cell, fields in _cells(value, node, faults):
                 for change in changes:
                     _set(fields, *_change(change))
                 recipe = _recipe(cell, fields, node, faults)
@@ -92,14 +95,25 @@ def load_recipes(path: Path, changes: Sequence[str] = ()) -> RecipeFile:
     return RecipeFile(path.resolve().parent, cells)
 
 
-def _cells(value: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+def _cells(value: dict[str, Any], node: yaml.MappingNode, faults: Faults) -> list[tuple[str, dict[str, Any]]]:
+    """The fields of every cell; none where the grid itself is faulty."""
     if "base" not in value:
         return [("", value)]
     if unknown := value.keys() - {"base", "axes"}:
         raise ValueError(f"unknown key `{min(unknown)}` in the grid; known are `base` and `axes`")
     axes = value.get("axes") or {}
     if not isinstance(axes, dict) or not all(isinstance(axis, dict) and axis for axis in axes.values()):
-        raise ValueError("`axes` is a mapping of axes, each a mapping of named variants")
+        faults.add(_line(node, ["axes"]), "`axes` is a mapping of axes, each a mapping of named variants")
+        return []
+    if not isinstance(value["base"], dict):
+        faults.add(_line(node, ["base"]), "`base` is a mapping, a recipe's")
+    for axis, variants in axes.items():
+        for name, variant in variants.items():
+            if not isinstance(variant or {}, dict) or not all(isinstance(key, str) for key in variant or {}):
+                place = _line(node, ["axes", str(axis), str(name)])
+                faults.add(place, f"`{name}` is a mapping of what it changes, such as {{objective.target: gold}}")
+    if faults.found:
+        return []
     cells = []
     for picked in itertools.product(*(axis.items() for axis in axes.values())):
         cell = ".".join(str(name) for name, _ in picked)
@@ -109,6 +123,10 @@ def _cells(value: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
                 _set(fields, key, new)
         fields["name"] = str(fields.get("name", "{cell}")).replace("{cell}", cell)
         cells.append((cell, fields))
+    for name, count in Counter(fields["name"] for _, fields in cells).items():
+        if count > 1:
+            shared = f"{count} cells are called {name!r}, and would share a folder; write {{cell}} into `name`"
+            faults.add(_line(node, ["base", "name"]), shared)
     return cells
 
 

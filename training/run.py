@@ -103,7 +103,8 @@ def _forward(prepared: Prepared, out: Path, arguments: dict[str, Any]) -> Forwar
         pad_id=prepared.tokenizer.pad_token_id,
         objective=objective_of(recipe),
         learns_prefix=recipe.rollout.kind == "free",
-        evaluate=prepared.data.evaluate,
+        # A reasoned decision stands behind a thought of the model's own; one forward pass has none.
+        evaluate=prepared.data.evaluate if recipe.mode == "direct" else {},
         own_correct=recipe.method == "own_correct" and recipe.mode == "direct",
         keep=recipe.saves.keep,
         best_by=recipe.saves.best_by,

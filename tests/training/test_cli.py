@@ -143,6 +143,8 @@ def test_a_thought_is_learned_where_rows_have_one(folder: Path, tmp_path: Path):
     result = demur(*asked, *sets(f"data.train.path={written}"))
     assert result.exit_code == 0, result.output
     assert "'loss/thought'" in result.output
+    # Decisions behind no thought, or behind one that another wrote, are none that is served.
+    assert not list(tmp_path.rglob("evaluation.json"))
 
 
 def test_own_correct_rollouts_are_drawn_once_and_a_stopped_run_ends_in_the_same_weights(

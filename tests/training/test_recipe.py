@@ -54,10 +54,48 @@ def test_a_recipe_is_read_with_its_defaults(tmp_path: Path):
         ("method: grpo", "method: grpo\nmethod: sft", "4: `method` is given twice"),
         ("mode: reasoned", "mode: reasoned\nobjective: {lambda: 0.1}", "5: `objective`: a `lambda` above 0"),
         ("{path: train.jsonl}", "{path: train.jsonl, hub: x/y}", "7: `data.train`: give either"),
+        ("{path: train.jsonl}", "{path: {{ train }}}", "7: a key must be a word"),
     ],
 )
 def test_a_fault_is_named_with_its_line(tmp_path: Path, old: str, new: str, fault: str):
     assert any(found.startswith(fault) for found in faults_of(write(tmp_path, SMALL.replace(old, new))))
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ("grpo.iterations=2 saves.every=3", "`saves.every` must be a multiple of `grpo.iterations`, 2"),
+        (
+            "mode=direct optimiser.prompts=8 grpo.beta=0.1 grpo.scale_rewards=batch rollout.temperature=0.5",
+            "so grpo.beta, grpo.scale_rewards, rollout.temperature cannot be as given",
+        ),
+        ("method=own_correct mode=direct optimiser.prompts=8 objective.over=labels", "`objective.over` cannot be"),
+        ("method=sft optimiser.prompts=8 data.validation=0.2 saves.best_by=validation", "among reasoned checkpoints"),
+    ],
+)
+def test_settings_that_would_do_nothing_or_harm_are_refused(tmp_path: Path, changes: str, fault: str):
+    (found,) = faults_of(write(tmp_path, SMALL), *changes.split())
+    assert fault in found
+
+
+def test_settings_that_do_something_in_direct_mode_are_taken(tmp_path: Path):
+    changes = ["mode=direct", "optimiser.prompts=8", "grpo.scale_rewards=none", "rollout.group=4"]
+    assert load_recipes(write(tmp_path, SMALL), changes).cells[""].grpo.scale_rewards == "none"
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("base: 3\n", "1: `base` is a mapping"),
+        ("base: [1]\naxes: {arm: {a: {}}}\n", "1: `base` is a mapping"),
+        ("base:\n  name: x\naxes: 3\n", "3: `axes` is a mapping of axes"),
+        ("base:\n  name: x\naxes:\n  arm:\n    a: {}\n    b: 3\n", "6: `b` is a mapping of what it changes"),
+        ("base:\n  name: x\naxes:\n  arm:\n    8: {1: 2}\n", "5: `8` is a mapping of what it changes"),
+        ("base:\n  name: x\naxes:\n  arm: {a: {}, b: {}}\n", "2: 2 cells are called 'x', and would share a folder"),
+    ],
+)
+def test_a_fault_of_a_grid_is_named_with_its_line(tmp_path: Path, text: str, fault: str):
+    assert any(found.startswith(fault) for found in faults_of(write(tmp_path, text)))
 
 
 def test_set_changes_one_value_and_is_as_strict_as_the_file(tmp_path: Path):
