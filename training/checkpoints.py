@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there: written aside, then renamed."""
+"""Checkpoints, and other folders, that are whole or not there: written aside, then renamed."""
 
 import json
 import os
@@ -9,8 +9,10 @@ from typing import Any
 
 _NAME = re.compile(r"checkpoint-([0-9]+)")
 
+#: How the names of folders end that are not whole yet.
+WRITING = ".writing"
 #: Where a checkpoint is written before it has its name.
-ASIDE = "checkpoint.writing"
+ASIDE = "checkpoint" + WRITING
 #: In a checkpoint: what was measured on the evaluation sets, if anything was.
 EVALUATION = "evaluation.json"
 
@@ -27,6 +29,11 @@ class WholeCheckpoints:
     def evaluation(self) -> dict[str, dict[str, float]]:
         """What a checkpoint notes of the evaluation sets."""
         return {}
+
+    def _run_epoch(self: Any, *arguments: Any, **more: Any) -> None:
+        # transformers counts a run's steps only behind one, so a finished run that goes on would take one too many.
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*arguments, **more)  # type: ignore[misc]
 
     def _save_checkpoint(self: Any, model: Any, trial: Any) -> None:
         folder = Path(self.args.output_dir)
@@ -46,20 +53,25 @@ class WholeCheckpoints:
 
 
 def publish(written: Path, folder: Path, *, keep: int, best_by: str | None = None) -> Path:
-    """Gives a finished checkpoint its place in `folder`, and removes all but the `keep` newest and the best.
+    """Gives a finished checkpoint its place in `folder`, and removes all but the `keep` newest and the best."""
+    target = put(written, folder / written.name)
+    spared = None if best_by is None else best(folder, best_by)
+    for old in complete(folder)[:-keep]:
+        if old != spared:
+            shutil.rmtree(old)
+    return target
+
+
+def put(written: Path, target: Path) -> Path:
+    """Gives a finished folder its name, in place of what had it.
 
     What was written is on the disk before it has its name, so a name never stands for half of it.
     """
     for path in (*written.rglob("*"), written):
         _sync(path)
-    target = folder / written.name
     shutil.rmtree(target, ignore_errors=True)
     written.rename(target)
-    _sync(folder)
-    spared = None if best_by is None else best(folder, best_by)
-    for old in complete(folder)[:-keep]:
-        if old != spared:
-            shutil.rmtree(old)
+    _sync(target.parent)
     return target
 
 
@@ -79,10 +91,15 @@ def complete(folder: Path) -> list[Path]:
 
 
 def newest(folder: Path) -> Path | None:
-    """The newest checkpoint, None without one. What a killed run left half-written is removed."""
-    shutil.rmtree(folder / ASIDE, ignore_errors=True)
+    """The newest checkpoint, None without one."""
     found = complete(folder)
     return found[-1] if found else None
+
+
+def clear(folder: Path) -> None:
+    """Removes what a killed run left half-written."""
+    for path in folder.glob(f"*{WRITING}"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:

@@ -22,7 +22,7 @@ from demur.decision.taskfile import load_task
 from demur.decision.wording import ANSWER_PREFIX
 from demur.training import processes
 from demur.training.batches import last_logits
-from demur.training.checkpoints import EVALUATION, best, newest
+from demur.training.checkpoints import EVALUATION, WRITING, best, clear, newest, put
 from demur.training.data import RunData, load_data
 from demur.training.direct_loss import OWN_CORRECT
 from demur.training.errors import TrainingError
@@ -152,6 +152,8 @@ def train(prepared: Prepared, out: Path, *, resume: bool, evaluate: bool = True,
                 raise TrainingError(f"the {what} of {out} changed since its run began; give another --out")
     if processes.is_first():
         out.mkdir(parents=True, exist_ok=True)
+        # Not before, since the folder may be that of a run which goes on beside this one.
+        clear(out)
         _write(noted, made_from)
     learned = prepared
     if recipe.learns_rollouts:
@@ -172,19 +174,22 @@ def train(prepared: Prepared, out: Path, *, resume: bool, evaluate: bool = True,
     if trainer.is_fsdp_enabled:
         # Checkpoints may be in shards, the model is whole.
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
-    trainer.save_model(str(model))
+    # Whole or not there, so that it is never served without the hashes of its rows.
+    aside = out / (MODEL + WRITING)
+    trainer.save_model(str(aside))
     if processes.is_first():
         # The trainer's own, pickled: paths and all.
-        (model / "training_args.bin").unlink(missing_ok=True)
+        (aside / "training_args.bin").unlink(missing_ok=True)
         if recipe.model.adapter is not None:
-            settings = json.loads((model / ADAPTER).read_text(encoding="utf-8"))
-            _write(model / ADAPTER, settings | {"base_model_name_or_path": recipe.model.path})
-        prepared.tokenizer.save_pretrained(model)
+            settings = json.loads((aside / ADAPTER).read_text(encoding="utf-8"))
+            _write(aside / ADAPTER, settings | {"base_model_name_or_path": recipe.model.path})
+        prepared.tokenizer.save_pretrained(aside)
         # Also what it had learned before: a model of several stages is certified on none of their rows.
         before = training_rows(resolve(recipe.model.path, prepared.folder))
         hashes = sorted(before | {example.hash for example in prepared.data.train})
-        (model / TRAINING_ROWS).write_text("\n".join(hashes) + "\n", encoding="ascii")
-        _write(model / PROVENANCE, made_from | {"chosen": chosen})
+        (aside / TRAINING_ROWS).write_text("\n".join(hashes) + "\n", encoding="ascii")
+        _write(aside / PROVENANCE, made_from | {"chosen": chosen})
+        put(aside, model)
     return model
 
 
@@ -192,11 +197,12 @@ def merged(prepared: Prepared, out: Path) -> Path:
     """The directory of a trained run's whole model: with an adapter, one that is written now, merged."""
     if prepared.recipe.model.adapter is None:
         return out / MODEL
-    merge(prepared.recipe, prepared.folder, out / MODEL, out / MERGED)
-    prepared.tokenizer.save_pretrained(out / MERGED)
+    aside = out / (MERGED + WRITING)
+    merge(prepared.recipe, prepared.folder, out / MODEL, aside)
+    prepared.tokenizer.save_pretrained(aside)
     for name in (TRAINING_ROWS, PROVENANCE):
-        shutil.copy(out / MODEL / name, out / MERGED / name)
-    return out / MERGED
+        shutil.copy(out / MODEL / name, aside / name)
+    return put(aside, out / MERGED)
 
 
 def calibrate(prepared: Prepared, out: Path, bundle: Path) -> int:

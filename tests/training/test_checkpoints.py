@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from demur.training.checkpoints import ASIDE, complete, newest, publish
+from demur.training.checkpoints import ASIDE, clear, complete, newest, publish
 
 
 def write(folder: Path, step: int) -> Path:
@@ -27,4 +27,7 @@ def test_what_was_not_finished_is_not_there(tmp_path: Path):
     found = newest(tmp_path)
     assert found is not None
     assert found.name == "checkpoint-1"
-    assert not (tmp_path / ASIDE).exists()
+    # Looking takes nothing from a run that is still writing.
+    assert (tmp_path / ASIDE / "checkpoint-2").exists()
+    clear(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]

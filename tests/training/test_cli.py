@@ -92,6 +92,34 @@ def test_a_run_leaves_a_model_that_knows_its_rows_and_where_it_came_from(folder:
     assert other.exit_code == 1
 
 
+def test_a_second_command_takes_nothing_from_a_run_that_still_writes(folder: Path, tmp_path: Path):
+    for name in ("checkpoint-1", "checkpoint.writing/checkpoint-2"):
+        (tmp_path / name).mkdir(parents=True)
+    refused = demur(folder / "recipe.yaml", "--out", tmp_path)
+    assert "holds a run already" in refused.output
+    assert (tmp_path / "checkpoint.writing" / "checkpoint-2").is_dir()
+
+
+def test_no_model_is_there_before_the_hashes_of_its_rows(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A run that stops while it writes the trained model, and goes on."""
+    asked = (folder / "recipe.yaml", "--out", tmp_path, *DIRECT)
+
+    def full(_: Path) -> frozenset[str]:
+        raise OSError("no space left")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(run, "training_rows", full)
+        assert "no space left" in demur(*asked).output
+    assert not (tmp_path / "model").exists()
+    result = demur(*asked, "--resume")
+    assert result.exit_code == 0, result.output
+    assert len(training_rows(tmp_path / "model")) == 8
+    assert not list(tmp_path.glob("*.writing"))
+    trained = load_file(tmp_path / "checkpoint-2" / "model.safetensors")
+    found = load_file(tmp_path / "model" / "model.safetensors")
+    assert all(torch.equal(value, found[name]) for name, value in trained.items())
+
+
 def sets(*changes: str) -> list[str]:
     return [word for change in changes for word in ("--set", change)]
 

@@ -4,11 +4,18 @@ import multiprocessing
 import os
 import random
 import signal
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import TrainerCallback
+
+from demur.training import checkpoints
+from demur.training.checkpoints import clear, complete, newest
+from demur.training.objectives import Objective
+from tests.training import tiny
 
 STEPS = 12  # two epochs of 24 prompts, 4 a step
 #: Where a run dies: the step, and the callback's event in it. The save's is between writing and renaming.
@@ -17,11 +24,6 @@ EVENTS = ("on_step_begin", "on_substep_end", "on_step_end", "on_pre_optimizer_st
 
 def run(out: Path, direct: bool, die_at: tuple[int, str] | None) -> None:
     """Trains from the newest checkpoint, kills itself at `die_at`, and writes the weights at the end."""
-    from demur.training import checkpoints
-    from demur.training.checkpoints import newest
-    from demur.training.objectives import Objective
-    from tests.training import tiny
-
     torch.set_num_threads(1)
     # Decisions are sampled in both modes, so a run goes on only if random numbers do.
     objective = Objective(policy_weight=float(direct), target="paper", calibration_weight=0.5)
@@ -48,6 +50,7 @@ def run(out: Path, direct: bool, die_at: tuple[int, str] | None) -> None:
         setattr(Death, die_at[1], die)
         trainer.add_callback(Death())
     found = newest(out)
+    clear(out)
     trainer.train(resume_from_checkpoint=None if found is None else str(found))
     torch.save(tiny.weights(trainer), out / "weights.pt")
 
@@ -76,3 +79,17 @@ def test_killed_at_random_moments_and_resumed_equals_never_killed(tmp_path: Path
     expected, got = (torch.load(out / "weights.pt") for out in (whole, broken))
     for name, value in expected.items():
         assert torch.equal(value, got[name]), name
+
+
+@pytest.mark.parametrize("make", [tiny.trainer, tiny.direct_trainer], ids=["reasoned", "direct"])
+def test_a_finished_run_that_is_resumed_takes_no_step(tmp_path: Path, make: Callable[..., Any]):
+    """It ends within an epoch of six steps."""
+    wanted = {"rows": tiny.examples(24), "optimiser": {"steps": 4, "schedule": "constant"}, "saves": {"every": 2}}
+    run = make(tmp_path, Objective(target="paper", calibration_weight=0.5), **wanted)
+    run.train()
+    again = make(tmp_path, Objective(target="paper", calibration_weight=0.5), **wanted)
+    again.train(resume_from_checkpoint=str(newest(tmp_path)))
+    assert again.state.global_step == 4
+    assert [path.name for path in complete(tmp_path)] == ["checkpoint-2", "checkpoint-4"]
+    expected = tiny.weights(run)
+    assert all(torch.equal(value, expected[name]) for name, value in tiny.weights(again).items())
