@@ -16,6 +16,7 @@ import torch
 from accelerate.utils import set_seed
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from torch.utils.data import RandomSampler
 from transformers import Trainer, TrainingArguments
 
 from demur.training.arguments import shared_arguments
@@ -39,8 +40,6 @@ def forward_arguments(recipe: Recipe, out: Path, **more: Any) -> TrainingArgumen
         **shared_arguments(recipe, out)
         | {
             "gradient_checkpointing_kwargs": {"use_reentrant": False},
-            # Every step has all its prompts.
-            "dataloader_drop_last": True,
         }
         | more
     )
@@ -71,9 +70,9 @@ class ForwardTrainer(WholeCheckpoints, Trainer):  # type: ignore[misc]
         keep: int = 2,
         best_by: str | None = None,
     ) -> None:
-        at_once = args.per_device_train_batch_size * args.world_size
-        if len(train_dataset) < at_once:
-            raise TrainingError(f"{len(train_dataset)} training rows are less than the {at_once} of one micro-batch")
+        self._step = args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
+        if len(train_dataset) < self._step:
+            raise TrainingError(f"{len(train_dataset)} training rows are less than the {self._step} of one step")
         self.frozen = deepcopy(model).eval().requires_grad_(False).to(args.device) if own_correct else None
         # Checkpointed layers keep no cache, and wrappers of many processes want one forward a step.
         share = args.world_size == 1 and not args.gradient_checkpointing
@@ -88,6 +87,11 @@ class ForwardTrainer(WholeCheckpoints, Trainer):  # type: ignore[misc]
         self.objective, self.keep, self.best_by = objective, keep, best_by
         self._evaluate = dict(evaluate or {})
         self._seen: list[tuple[DirectLoss, Tensor, float]] = []
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> RandomSampler:
+        # Every step has all its prompts: what is left of an epoch would make a smaller one, as micro_batch has it.
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        return RandomSampler(rows, num_samples=len(rows) // self._step * self._step)
 
     def training_step(self, *arguments: Any, **more: Any) -> Tensor:
         """One micro-batch. Raises NotFinite with the batch saved, or OutOfMemory with a smaller size to try."""

@@ -11,7 +11,7 @@ from torch.nn.functional import log_softmax
 from demur.training.batches import last_logits
 from demur.training.checkpoints import best, complete
 from demur.training.direct import DirectSettings, DirectTrainer, PromptBatch
-from demur.training.errors import NotFinite
+from demur.training.errors import NotFinite, TrainingError
 from demur.training.forward import ForwardTrainer, collate, forward_arguments
 from demur.training.objectives import Objective
 from tests.training import tiny
@@ -64,6 +64,22 @@ def test_a_step_is_the_plain_loops(tmp_path: Path, objective: Objective):
         torch.testing.assert_close(ours.model.state_dict()[name], value, msg=name, rtol=0, atol=1e-6)
 
 
+def test_micro_batches_change_no_step_whatever_is_left_of_an_epoch(tmp_path: Path):
+    """Two epochs of 27 rows, 8 a step: three rows of each are left out."""
+    found = []
+    for size in (8, 2):
+        optimiser = {"epochs": 2.0, "steps": None, "prompts": 8, "micro_batch": size, "epsilon": 1.0}
+        run = trainer(tmp_path / str(size), direct(27), optimiser=optimiser)
+        run.train()
+        assert run.state.global_step == 6
+        found.append(run.model.state_dict())
+    assert (found[0]["lm_head.weight"] - tiny.model().lm_head.weight).abs().max() > 1e-4
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, msg=name, rtol=0, atol=1e-6)
+    with pytest.raises(TrainingError, match="7 training rows are less than the 8 of one step"):
+        trainer(tmp_path, direct(7), optimiser={"prompts": 8})
+
+
 def test_training_is_logged_and_the_best_checkpoint_stays(tmp_path: Path):
     rows = direct()
     run = trainer(
@@ -109,7 +125,7 @@ def test_sft_on_a_thought_and_its_decision_is_their_log_likelihood(tmp_path: Pat
     examples = tiny.examples(2)
     examples[0] = replace(examples[0], thought=WRITTEN)
     examples[1] = replace(examples[1], thought=WRITTEN[:1])
-    run = trainer(tmp_path, examples, learns_prefix=learns_prefix)
+    run = trainer(tmp_path, examples, learns_prefix=learns_prefix, optimiser={"prompts": 2})
     inputs = collate(examples, pad_id=0, learns_prefix=learns_prefix)
     got = run.compute_loss(run.model, inputs)
     expected = torch.tensor(0.0)
