@@ -24,7 +24,8 @@ from demur.training.batches import batched, last_logits
 from demur.training.checkpoints import WholeCheckpoints
 from demur.training.data import Example
 from demur.training.direct_loss import DirectLoss, direct_loss, own_correct_loss
-from demur.training.errors import NotFinite, OutOfMemory, TrainingError
+from demur.training.errors import NotFinite, TrainingError
+from demur.training.memory import fitting, too_large
 from demur.training.objectives import Objective, label_logprobs
 from demur.training.processes import gathered
 from demur.training.recipe import Recipe
@@ -95,13 +96,11 @@ class ForwardTrainer(WholeCheckpoints, Trainer):  # type: ignore[misc]
 
     def training_step(self, *arguments: Any, **more: Any) -> Tensor:
         """One micro-batch. Raises NotFinite with the batch saved, or OutOfMemory with a smaller size to try."""
-        try:
+        with fitting(self._too_large()):
             return super().training_step(*arguments, **more)  # type: ignore[no-any-return]
-        except torch.OutOfMemoryError as error:
-            size = self.args.per_device_train_batch_size
-            smaller = next((n for n in range(size - 1, 0, -1) if size % n == 0), None)
-            hint = f"set optimiser.micro_batch={smaller}" if smaller else "shorten the prompts"
-            raise OutOfMemory(f"a micro-batch of {size} prompts does not fit into memory; {hint}") from error
+
+    def _too_large(self) -> str:
+        return too_large(self.args.per_device_train_batch_size, "prompts", "shorten the prompts")
 
     def compute_loss(self, model: Any, inputs: dict[str, Tensor], **_: Any) -> Tensor:
         """Mean over the rows of the decision's loss and the thought's negative log-likelihood."""
@@ -163,11 +162,14 @@ class ForwardTrainer(WholeCheckpoints, Trainer):  # type: ignore[misc]
         return found
 
     def measure(self, examples: Sequence[Example]) -> dict[str, float]:
-        """Figures of some examples by the model as it is; see `summary`. Nothing random is drawn."""
+        """Figures of some examples by the model as it is; see `summary`. Nothing random is drawn.
+
+        Raises OutOfMemory as a step does.
+        """
         training, size = self.model.training, self.args.per_device_train_batch_size
         self.model.eval()
         logprobs: list[Tensor] = []
-        with torch.no_grad():
+        with torch.no_grad(), fitting(self._too_large()):
             # By length, so that little is padded.
             ordered = sorted(examples, key=lambda example: len(_ids(example)))
             for start in range(0, len(ordered), size):

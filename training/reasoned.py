@@ -22,7 +22,8 @@ from demur.training.arguments import shared_arguments
 from demur.training.checkpoints import WholeCheckpoints
 from demur.training.data import Example
 from demur.training.decisions import Decision, ForcedDecision, find_decision
-from demur.training.errors import NotFinite, OutOfMemory
+from demur.training.errors import NotFinite
+from demur.training.memory import fitting, too_large
 from demur.training.objectives import Objective, brier_term, calibration_targets, calibration_term, label_logprobs
 from demur.training.processes import gathered
 from demur.training.recipe import Recipe
@@ -172,8 +173,13 @@ class ReasonedTrainer(WholeCheckpoints, GRPOTrainer):  # type: ignore[misc]
         model = self.accelerator.unwrap_model(self.model_wrapped)
         # Of sharded weights every process needs every other one's, until all their rollouts have ended.
         given: dict[str, Any] = {"synced_gpus": True} if self.is_fsdp_enabled else {}
+        # Whatever the micro-batch, those of a whole step.
+        told = (
+            f"{len(prompt_ids)} rollouts of {self.plan.budget} tokens are generated at once and do not fit into "
+            "memory; set a smaller optimiser.prompts, rollout.group or rollout.max_tokens, or use more processes"
+        )
         if not self.plan.forced:
-            with generating(model, **given):
+            with fitting(told), generating(model, **given):
                 return super()._generate_single_turn(prompt_ids, *others, **more)  # type: ignore[no-any-return]
         rows = self._rows
         self._forcing = ForcedDecision(
@@ -187,20 +193,16 @@ class ReasonedTrainer(WholeCheckpoints, GRPOTrainer):  # type: ignore[misc]
         )
         longest = self.plan.budget + max(len(row["after_thought"]) for row in rows) + 2
         given["logits_processor"] = LogitsProcessorList([self._forcing])
-        with generating(model, **given), writing(self.generation_config, longest):
+        with fitting(told), generating(model, **given), writing(self.generation_config, longest):
             return super()._generate_single_turn(prompt_ids, *others, **more)  # type: ignore[no-any-return]
 
     # --- the loss ---
 
     def training_step(self, *arguments: Any, **more: Any) -> torch.Tensor:
         """One micro-batch. Raises NotFinite with the batch saved, or OutOfMemory with a smaller size to try."""
-        try:
+        size = self.args.per_device_train_batch_size
+        with fitting(too_large(size, "rollouts", "set a smaller rollout.max_tokens")):
             return super().training_step(*arguments, **more)  # type: ignore[no-any-return]
-        except torch.OutOfMemoryError as error:
-            size = self.args.per_device_train_batch_size
-            smaller = next((n for n in range(size - 1, 0, -1) if size % n == 0), None)
-            hint = f"set optimiser.micro_batch={smaller}" if smaller else "set a smaller rollout.max_tokens"
-            raise OutOfMemory(f"a micro-batch of {size} rollouts does not fit into memory; {hint}") from error
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         readable = inputs["decision_position"] != UNREADABLE

@@ -39,6 +39,9 @@ MODEL, MERGED = "model", "merged"
 #: PEFT's settings beside an adapter.
 ADAPTER = "adapter_config.json"
 
+#: What of a recipe may change between a run's stop and its going on.
+_FREE: dict[str, Any] = {"optimiser": {"micro_batch"}, "saves": {"keep"}, "log": True, "certify": True}
+
 _LIBRARIES = ("demur", "torch", "transformers", "trl", "peft", "accelerate", "datasets")
 
 
@@ -136,7 +139,8 @@ def train(prepared: Prepared, out: Path, *, resume: bool, evaluate: bool = True,
     """Runs a prepared recipe and returns the trained model's directory. `evaluate`: at every checkpoint.
 
     Every process of the run calls it. Raises TrainingError where there are not as many as the recipe wants, where the
-    folder holds a run and `resume` was not asked for, or where the recipe or the data are not those that it began with.
+    folder holds a run and `resume` was not asked for, or where the recipe or the data are not those that it began with;
+    what does not change the weights (`_FREE`) may.
     """
     recipe, model = prepared.recipe, out / MODEL
     processes.check(recipe)
@@ -147,6 +151,9 @@ def train(prepared: Prepared, out: Path, *, resume: bool, evaluate: bool = True,
     noted = out / PROVENANCE
     if found is not None and noted.is_file():
         before = json.loads(noted.read_text(encoding="utf-8"))
+        if _same_steps(before["recipe"], recipe):
+            # It stays the run that it was, whose rollouts are known by this.
+            made_from["recipe_sha256"] = before["recipe_sha256"]
         for what, key in (("recipe", "recipe_sha256"), ("data", "data"), ("task", "task")):
             if before[key] != made_from[key]:
                 raise TrainingError(f"the {what} of {out} changed since its run began; give another --out")
@@ -191,6 +198,16 @@ def train(prepared: Prepared, out: Path, *, resume: bool, evaluate: bool = True,
         _write(aside / PROVENANCE, made_from | {"chosen": chosen})
         put(aside, model)
     return model
+
+
+def _same_steps(noted: dict[str, Any], recipe: Recipe) -> bool:
+    """Whether the recipe that a run has noted takes the same steps as this one."""
+    try:
+        before = Recipe.model_validate(noted)
+    except ValueError:
+        # Another version's.
+        return False
+    return before.model_dump(exclude=_FREE) == recipe.model_dump(exclude=_FREE)
 
 
 def merged(prepared: Prepared, out: Path) -> Path:

@@ -90,6 +90,13 @@ def test_a_run_leaves_a_model_that_knows_its_rows_and_where_it_came_from(folder:
     other = demur(folder / "recipe.yaml", "--out", out, "--resume", "--set", "seed=3")
     assert "the recipe of" in other.output
     assert other.exit_code == 1
+    # What is told to change when memory is full, and what is not of the training, may change.
+    changes = sets("optimiser.micro_batch=2", "saves.keep=1", "log={every: 2, to: []}", "certify.data=certify.jsonl")
+    (folder / "certify.jsonl").write_text('{"input": "another thing", "label": "red"}\n')
+    for _ in range(2):
+        gone_on = demur(folder / "recipe.yaml", "--out", out, "--resume", *changes)
+        assert gone_on.exit_code == 0, gone_on.output
+    assert json.loads((out / "provenance.json").read_text())["recipe"]["optimiser"]["micro_batch"] == 2
 
 
 def test_a_second_command_takes_nothing_from_a_run_that_still_writes(folder: Path, tmp_path: Path):

@@ -11,7 +11,7 @@ from torch.nn.functional import log_softmax
 from demur.training.batches import last_logits
 from demur.training.checkpoints import best, complete
 from demur.training.direct import DirectSettings, DirectTrainer, PromptBatch
-from demur.training.errors import NotFinite, TrainingError
+from demur.training.errors import NotFinite, OutOfMemory, TrainingError
 from demur.training.forward import ForwardTrainer, collate, forward_arguments
 from demur.training.objectives import Objective
 from tests.training import tiny
@@ -155,3 +155,16 @@ def test_a_loss_that_is_no_number_stops_the_run_with_its_batch_saved(tmp_path: P
     with pytest.raises(NotFinite, match="at step 0"):
         run.train()
     assert torch.load(tmp_path / "failed_batch.pt")["gold"].shape == (2,)
+
+
+def test_rows_that_do_not_fit_when_they_are_measured_name_a_smaller_micro_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run = trainer(tmp_path, direct(4), evaluate={"dev": direct(4)}, optimiser={"steps": 1}, saves={"every": 1})
+
+    def full(*_: Any) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+
+    monkeypatch.setattr("demur.training.forward.label_logprobs", full)
+    with pytest.raises(OutOfMemory, match="micro_batch=1"):
+        run.train()

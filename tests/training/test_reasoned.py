@@ -148,12 +148,30 @@ def test_a_loss_that_is_no_number_stops_the_run_with_its_batch_saved(tmp_path: P
     assert torch.equal(saved["gold"] >= 0, torch.ones(8, dtype=torch.bool))
 
 
-def test_a_micro_batch_that_does_not_fit_names_a_smaller_one(tmp_path: Path):
+CPU_FULL = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), CPU_FULL])
+def test_a_micro_batch_that_does_not_fit_names_a_smaller_one(tmp_path: Path, error: Exception):
     trainer = tiny.trainer(tmp_path, CALIBRATED, FORCED, None, decision_reward)
 
     def full(*_: Any) -> None:
-        raise torch.OutOfMemoryError("full")
+        raise error
 
     trainer._decision_term = full
     with pytest.raises(OutOfMemory, match="micro_batch=4"):
+        trainer.train()
+
+
+@pytest.mark.parametrize("plan", [tiny.ANYWHERE, FORCED])
+def test_rollouts_that_do_not_fit_are_not_blamed_on_the_micro_batch(tmp_path: Path, plan: RolloutPlan):
+    trainer = tiny.trainer(tmp_path, CALIBRATED, plan, None, decision_reward)
+
+    def full(**_: Any) -> None:
+        raise CPU_FULL
+
+    trainer.model.generate = full
+    with pytest.raises(
+        OutOfMemory, match=r"16 rollouts of \d tokens are generated at once .* smaller optimiser.prompts"
+    ):
         trainer.train()
