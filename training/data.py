@@ -68,6 +68,9 @@ def load_data(recipe: Recipe, folder: Path, task: Task, builder: PromptBuilder) 
     """
     drop = recipe.data.bad_rows == "drop"
     spec = replace(task.spec, mode=Mode(recipe.mode))
+    if recipe.rolls_out or recipe.learns_rollouts:
+        # A row needs room for the thoughts that are drawn here, not for those that are served.
+        spec = replace(spec, thought=replace(spec.thought, max_tokens=recipe.rollout.max_tokens))
     sources = {TRAIN: recipe.data.train, **recipe.data.evaluate}
     if recipe.certify is not None:
         sources[CERTIFYING] = Source(path=recipe.certify.data)

@@ -11,9 +11,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import click
 import torch
 from accelerate import PartialState
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from demur.decision.prompt import PromptBuilder, split_answer
 from demur.decision.rowhash import TRAINING_ROWS, training_rows
@@ -59,7 +60,17 @@ class Prepared:
 def prepare(recipe: Recipe, folder: Path) -> Prepared:
     """Reads everything but the weights. Raises DecisionError or TrainingError for whatever would stop it later."""
     task = load_task(resolve(recipe.task, folder))
-    tokenizer = AutoTokenizer.from_pretrained(model_place(recipe, folder), revision=recipe.model.revision)
+    if recipe.rolls_out and recipe.rollout.kind == "free" and not _answer(task):
+        raise TrainingError(
+            f"the task {task.name} has an empty `answer_prefix`, so any label in a free rollout would be its decision; "
+            "use `rollout.kind: forced`"
+        )
+    place, revision = model_place(recipe, folder), recipe.model.revision
+    tokenizer = AutoTokenizer.from_pretrained(place, revision=revision)
+    config = AutoConfig.from_pretrained(place, revision=revision).get_text_config()
+    context = getattr(config, "max_position_embeddings", None)
+    if context is not None and recipe.max_length > context:
+        raise TrainingError(f"max_length is {recipe.max_length}, and the context of {recipe.model.path} is {context}")
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -76,12 +87,11 @@ def _reasoned(prepared: Prepared, out: Path, arguments: dict[str, Any]) -> Any:
     # Imported here: only this needs TRL, which takes some seconds.
     from demur.training.reasoned import ReasonedTrainer, RolloutPlan, as_dataset, decision_reward, trl_arguments
 
-    recipe, layout = prepared.recipe, prepared.task.spec.layout
-    answer, _ = split_answer(ANSWER_PREFIX if layout.answer_prefix is None else layout.answer_prefix)
+    recipe = prepared.recipe
     model = load_weights(recipe, prepared.folder)
     return ReasonedTrainer(
         objective=objective_of(recipe),
-        plan=RolloutPlan(recipe.rollout.kind == "forced", recipe.rollout.max_tokens, answer.strip()),
+        plan=RolloutPlan(recipe.rollout.kind == "forced", recipe.rollout.max_tokens, _answer(prepared.task)),
         keep=recipe.saves.keep,
         model=model,
         peft_config=adapter_config(recipe, model),
@@ -90,6 +100,13 @@ def _reasoned(prepared: Prepared, out: Path, arguments: dict[str, Any]) -> Any:
         args=trl_arguments(recipe, out, **arguments),
         train_dataset=as_dataset(prepared.data.train),
     )
+
+
+def _answer(task: Task) -> str:
+    """The words that lead to a label."""
+    given = task.spec.layout.answer_prefix
+    answer, _ = split_answer(ANSWER_PREFIX if given is None else given)
+    return answer.strip()
 
 
 def _forward(prepared: Prepared, out: Path, arguments: dict[str, Any]) -> ForwardTrainer:
@@ -158,6 +175,8 @@ def train(prepared: Prepared, out: Path, *, resume: bool, evaluate: bool = True,
             if before[key] != made_from[key]:
                 raise TrainingError(f"the {what} of {out} changed since its run began; give another --out")
     if processes.is_first():
+        for line in _notes(prepared):
+            click.echo(line, err=True)
         out.mkdir(parents=True, exist_ok=True)
         # Not before, since the folder may be that of a run which goes on beside this one.
         clear(out)
@@ -280,6 +299,17 @@ def dry_run(prepared: Prepared, out: Path) -> list[str]:
         f"parameters: {parameters:,}, of which {trained:,} are trained",
         f"memory: {gibibytes:.2f} GiB for weights, gradients and optimiser, besides activations",
         f"first batch: cross-entropy {loss:.4f} of the labels right behind the prompt",
+        *_notes(prepared),
+    ]
+
+
+def _notes(prepared: Prepared) -> list[str]:
+    """What can be meant, and often is not."""
+    here, served = prepared.recipe.rollout.max_tokens, prepared.task.spec.thought.max_tokens
+    if prepared.recipe.mode == "direct" or here == served:
+        return []
+    return [
+        f"note: thoughts have at most {here} tokens here, and {served} where the task is served (`thought.max_tokens`)"
     ]
 
 

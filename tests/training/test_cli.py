@@ -71,6 +71,7 @@ def test_a_dry_run_checks_everything_and_writes_nothing(folder: Path, tmp_path: 
     assert result.exit_code == 0, result.output
     assert "rows: train 8, dev 8; 0 dropped" in result.output
     assert "first batch: cross-entropy" in result.output
+    assert "thoughts have at most 3 tokens here, and 256 where the task is served" in result.output
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
@@ -281,6 +282,21 @@ def test_what_cannot_be_run_is_refused_with_the_reason(
     assert result.exit_code == status
     assert why in result.output
     assert not (tmp_path / "out").exists()
+
+
+def test_a_context_that_the_model_does_not_have_is_refused(folder: Path, tmp_path: Path):
+    result = demur(folder / "recipe.yaml", "--out", tmp_path, "--dry-run", *sets("max_length=4097"))
+    assert result.exit_code == 1
+    assert "max_length is 4097, and the context of model is 4096" in result.output
+
+
+def test_free_rollouts_need_an_answer_prefix_to_be_read_by(folder: Path, tmp_path: Path):
+    (folder / "bare.yaml").write_text(TASK + 'layout: {answer_prefix: ""}\n')
+    asked = (folder / "recipe.yaml", "--out", tmp_path, "--dry-run", "--set", "task=bare.yaml")
+    refused = demur(*asked, "--set", "rollout.kind=free")
+    assert refused.exit_code == 1
+    assert "the task sky has an empty `answer_prefix`" in refused.output
+    assert demur(*asked).exit_code == 0
 
 
 def test_a_grid_needs_a_cell_and_lists_them():

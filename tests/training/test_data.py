@@ -32,7 +32,9 @@ def write(path: Path, values: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(value) + "\n" for value in values))
 
 
-def load(folder: Path, builder: PromptBuilder, task: str = TASK, certify: Any = None, **data: Any) -> RunData:
+def load(
+    folder: Path, builder: PromptBuilder, task: str = TASK, certify: Any = None, thought: int = 100, **data: Any
+) -> RunData:
     (folder / "task.yaml").write_text(task)
     recipe = Recipe.model_validate(
         {
@@ -42,6 +44,7 @@ def load(folder: Path, builder: PromptBuilder, task: str = TASK, certify: Any = 
             "mode": "reasoned",
             "model": {"path": "model"},
             "max_length": 400,
+            "rollout": {"max_tokens": thought},
             "data": {"train": {"path": "train.jsonl"}} | data,
             "certify": certify,
         }
@@ -198,3 +201,11 @@ def test_an_evaluation_set_cannot_take_the_name_of_another_set(
         load(tmp_path, builder, evaluate=evaluate, **data)
     if data:
         assert len(load(tmp_path, builder, evaluate=evaluate).evaluate[name]) == 3
+
+
+def test_a_row_needs_room_for_the_thoughts_that_are_drawn_in_training(tmp_path: Path, builder: PromptBuilder):
+    write(tmp_path / "train.jsonl", rows(1))
+    task = TASK + "thought: {max_tokens: 4}\n"
+    assert len(load(tmp_path, builder, task, thought=200).train) == 1
+    with pytest.raises(DataFileError, match=r"train\.jsonl:1: the input has \d+ tokens; 0 fit"):
+        load(tmp_path, builder, task, thought=399)
