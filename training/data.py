@@ -12,8 +12,9 @@ from demur.decision.prompt import CompiledPrompt, PromptBuilder
 from demur.decision.question import Question
 from demur.decision.rowhash import training_rows
 from demur.decision.task import DecisionSpec, Mode, Task
-from demur.training.recipe import CERTIFYING, OUT_OF_FOLD, TRAIN, VALIDATION, Recipe, Source, resolve
+from demur.training.recipe import CERTIFYING, OUT_OF_FOLD, TRAIN, VALIDATION, Recipe, Source
 from demur.training.sources import read_source
+from demur.training.weights import model_place
 
 #: How far the sum of annotators' shares may be from 1, as rounded numbers are.
 _ROUNDING = 0.01
@@ -89,7 +90,7 @@ def load_data(recipe: Recipe, folder: Path, task: Task, builder: PromptBuilder) 
     leaks = _leaks(sets, spec.question)
     chosen_on = _certified(sets, recipe.saves.best_by, spec.question)
     # What the model that training starts from has learned is no evidence about the one that comes of it.
-    learned = training_rows(resolve(recipe.model.path, folder))
+    learned = training_rows(Path(model_place(recipe, folder)))
     known = "the model that training starts from has learned it"
     found = [f"{data.name}:{row.line}: {known}" for data, row in sets.pop(CERTIFYING, []) if row.hash in learned]
     compiled = _Compiled(spec, builder)

@@ -15,6 +15,7 @@ import click
 import torch
 from accelerate import PartialState
 from transformers import AutoConfig, AutoTokenizer
+from transformers.integrations import get_available_reporting_integrations
 
 from demur.decision.prompt import PromptBuilder, split_answer
 from demur.decision.rowhash import TRAINING_ROWS, training_rows
@@ -60,14 +61,23 @@ class Prepared:
 def prepare(recipe: Recipe, folder: Path) -> Prepared:
     """Reads everything but the weights. Raises DecisionError or TrainingError for whatever would stop it later."""
     task = load_task(resolve(recipe.task, folder))
+    for library in recipe.log.to:
+        if library not in get_available_reporting_integrations():
+            raise TrainingError(f"log.to: {library} is not installed; pip install {library}, or leave it out")
     if recipe.rolls_out and recipe.rollout.kind == "free" and not _answer(task):
         raise TrainingError(
             f"the task {task.name} has an empty `answer_prefix`, so any label in a free rollout would be its decision; "
             "use `rollout.kind: forced`"
         )
     place, revision = model_place(recipe, folder), recipe.model.revision
-    tokenizer = AutoTokenizer.from_pretrained(place, revision=revision)
-    config = AutoConfig.from_pretrained(place, revision=revision).get_text_config()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place, revision=revision)
+        config = AutoConfig.from_pretrained(place, revision=revision).get_text_config()
+    except OSError as error:
+        if Path(place).is_dir():
+            raise
+        path = resolve(place, folder).resolve()
+        raise TrainingError(f"model.path: {path} is no directory, and the Hub did not give {place}: {error}") from error
     context = getattr(config, "max_position_embeddings", None)
     if context is not None and recipe.max_length > context:
         raise TrainingError(f"max_length is {recipe.max_length}, and the context of {recipe.model.path} is {context}")
@@ -211,7 +221,7 @@ def train(prepared: Prepared, out: Path, *, resume: bool, evaluate: bool = True,
             _write(aside / ADAPTER, settings | {"base_model_name_or_path": recipe.model.path})
         prepared.tokenizer.save_pretrained(aside)
         # Also what it had learned before: a model of several stages is certified on none of their rows.
-        before = training_rows(resolve(recipe.model.path, prepared.folder))
+        before = training_rows(Path(model_place(recipe, prepared.folder)))
         hashes = sorted(before | {example.hash for example in prepared.data.train})
         (aside / TRAINING_ROWS).write_text("\n".join(hashes) + "\n", encoding="ascii")
         _write(aside / PROVENANCE, made_from | {"chosen": chosen})
@@ -272,7 +282,7 @@ def calibrate(prepared: Prepared, out: Path, bundle: Path) -> int:
 
 
 def dry_run(prepared: Prepared, out: Path) -> list[str]:
-    """What a run would do, a line each: rows, labels, a prompt's length, memory, and the first batch's losses."""
+    """What a run would do, a line each: rows, labels, a prompt's length, memory, and a first batch's losses."""
     recipe, data = prepared.recipe, prepared.data
     writes = recipe.rolls_out or recipe.learns_rollouts
     rollouts = f" x {recipe.rollout.group} rollouts" if recipe.rolls_out else ""
@@ -284,12 +294,15 @@ def dry_run(prepared: Prepared, out: Path) -> list[str]:
     # Weights, and for what is trained its gradient, AdamW's two moments in float32 and the master copy.
     gibibytes = (parameters * size + trained * (size + 8)) / 2**30
     rows = data.train[: recipe.optimiser.micro_batch]
-    bare = [replace(row, thought=(), after_thought=()) for row in rows]
-    inputs = collate(bare, pad_id=prepared.tokenizer.pad_token_id, learns_prefix=False)
+    inputs = collate(rows, pad_id=prepared.tokenizer.pad_token_id, learns_prefix=recipe.rollout.kind == "free")
     inputs = {name: value.to(trainer.accelerator.device) for name, value in inputs.items()}
     with torch.no_grad():
         logits = last_logits(trainer.model, inputs)[:, -1]
-    loss = -label_logprobs(logits, inputs["label_ids"]).gather(-1, inputs["gold"][:, None]).mean().item()
+        # Rollouts take long; without them there is no objective.
+        loss = None if writes else trainer.compute_loss(trainer.model, inputs).item()
+    entropy = -label_logprobs(logits, inputs["label_ids"]).gather(-1, inputs["gold"][:, None]).mean().item()
+    behind = "empty thoughts, no rollouts being drawn" if writes else "their thoughts"
+    behind = "the prompts" if recipe.mode == "direct" else behind
     sets = ", ".join(f"{name} {len(examples)}" for name, examples in (("train", data.train), *data.evaluate.items()))
     return [
         f"rows: {sets}; {len(data.dropped)} dropped; fingerprint {data.fingerprint[:16]}",
@@ -298,7 +311,8 @@ def dry_run(prepared: Prepared, out: Path) -> list[str]:
         f"a step: {recipe.optimiser.prompts} prompts{rollouts} in {recipe.accumulation} parts",
         f"parameters: {parameters:,}, of which {trained:,} are trained",
         f"memory: {gibibytes:.2f} GiB for weights, gradients and optimiser, besides activations",
-        f"first batch: cross-entropy {loss:.4f} of the labels right behind the prompt",
+        f"first batch: cross-entropy {entropy:.4f} of the labels behind {behind}"
+        + ("" if loss is None else f"; loss {loss:.4f}"),
         *_notes(prepared),
     ]
 

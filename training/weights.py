@@ -11,9 +11,14 @@ from demur.training.recipe import Recipe, resolve
 
 
 def model_place(recipe: Recipe, folder: Path) -> str:
-    """A directory beside the recipe where there is one, else a name on the Hub."""
-    path = resolve(recipe.model.path, folder)
-    return str(path) if path.is_dir() else recipe.model.path
+    """A directory, from the recipe's folder or the working directory, else a name on the Hub. Raises TrainingError."""
+    given, path = recipe.model.path, resolve(recipe.model.path, folder)
+    for found in (path, Path(given)):
+        if found.is_dir():
+            return str(found)
+    if Path(given).is_absolute() or given.startswith((".", "~")) or given.count("/") > 1:
+        raise TrainingError(f"model.path: {path.resolve()} is no directory, and {given} no name on the Hub")
+    return given
 
 
 def load_weights(recipe: Recipe, folder: Path, dtype: torch.dtype | None = None) -> Any:
@@ -41,6 +46,11 @@ def adapter_config(recipe: Recipe, model: Any) -> Any:
     upper = given.upper_layers
     if upper is not None and upper > layers:
         raise TrainingError(f"model.adapter.upper_layers is {upper}, and {recipe.model.path} has {layers} layers")
+    # PEFT passes over a name that no layer has, as long as another one is found.
+    places = [f".{name}" for name, _ in model.named_modules()]
+    for target in given.targets:
+        if not any(place.endswith(f".{target}") for place in places):
+            raise TrainingError(f"model.adapter.targets: {recipe.model.path} has no layer called {target}")
     return LoraConfig(
         r=given.r,
         lora_alpha=given.alpha,

@@ -70,7 +70,7 @@ def test_a_dry_run_checks_everything_and_writes_nothing(folder: Path, tmp_path: 
     result = demur(folder / "recipe.yaml", "--dry-run", "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
     assert "rows: train 8, dev 8; 0 dropped" in result.output
-    assert "first batch: cross-entropy" in result.output
+    assert re.search(r"first batch: cross-entropy \d\S+ of the labels behind empty thoughts, no roll", result.output)
     assert "thoughts have at most 3 tokens here, and 256 where the task is served" in result.output
     assert not list(tmp_path.rglob("*.safetensors"))
 
@@ -153,6 +153,10 @@ def test_direct_mode_runs_with_every_kind_of_objective(folder: Path, tmp_path: P
     checked = demur(*asked, "--dry-run")
     assert checked.exit_code == 0, checked.output
     assert "a step: 2 prompts in 1 parts" in checked.output
+    found = re.search(r"first batch: cross-entropy (\S+) of the labels behind the prompts; loss (\S+)", checked.output)
+    assert found is not None
+    # What SFT minimises is the cross-entropy; the others are not.
+    assert (found[1] == found[2]) == (changes == ("method=sft",))
     result = demur(*asked, *sets("saves={every: 1, best_by: dev}"))
     assert result.exit_code == 0, result.output
     before, after = (load_file(path / "model.safetensors") for path in (folder / "model", tmp_path / "model"))
@@ -176,6 +180,10 @@ def test_a_thought_is_learned_where_rows_have_one(folder: Path, tmp_path: Path):
     rows = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
     written = tmp_path / "written.jsonl"
     written.write_text("".join(json.dumps(row | {"thought": f"it looks {row['label']}"}) + "\n" for row in rows))
+    checked = demur(*asked, "--dry-run", *sets(f"data.train.path={written}")).output
+    found = re.search(r"first batch: cross-entropy (\S+) of the labels behind their thoughts; loss (\S+)", checked)
+    assert found is not None
+    assert float(found[2]) > 2 * float(found[1])
     result = demur(*asked, *sets(f"data.train.path={written}"))
     assert result.exit_code == 0, result.output
     assert "'loss/thought'" in result.output
@@ -259,6 +267,10 @@ def test_upper_layers_alone_are_adapted(folder: Path, tmp_path: Path):
     too_many = demur(folder / "recipe.yaml", "--out", tmp_path / "2", *DIRECT, *sets("method=sft", adapter % 9))
     assert too_many.exit_code == 1
     assert "upper_layers is 9, and" in too_many.output
+    elsewhere = "model.adapter.targets=[q_proj, c_attn]"
+    none = demur(folder / "recipe.yaml", "--dry-run", *DIRECT, *sets("method=sft", adapter % 1, elsewhere))
+    assert none.exit_code == 1
+    assert "has no layer called c_attn" in none.output
 
 
 @pytest.mark.parametrize(
@@ -273,6 +285,8 @@ def test_upper_layers_alone_are_adapted(folder: Path, tmp_path: Path):
         ("certify.data=train.jsonl", 1, "train.jsonl:1: also stands in an evaluation set"),
         ("certify.data=dev.jsonl " + CHOOSING, 1, "dev.jsonl:1: also certifies, dev.jsonl:1"),
         ("saves.best_by=test", 2, "`best_by` names no evaluation set"),
+        ("log.to=[wandb]", 1, "log.to: wandb is not installed; pip install wandb"),
+        ("model.path=../nowhere/model", 1, "nowhere/model is no directory, and ../nowhere/model no name on the Hub"),
     ],
 )
 def test_what_cannot_be_run_is_refused_with_the_reason(
@@ -297,6 +311,18 @@ def test_free_rollouts_need_an_answer_prefix_to_be_read_by(folder: Path, tmp_pat
     assert refused.exit_code == 1
     assert "the task sky has an empty `answer_prefix`" in refused.output
     assert demur(*asked).exit_code == 0
+
+
+def test_a_model_that_is_nowhere_is_asked_of_the_hub_and_then_refused_by_its_folder(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def away(*_: Any, **__: Any) -> None:
+        raise OSError("no connection")
+
+    monkeypatch.setattr(run.AutoTokenizer, "from_pretrained", away)
+    result = demur(folder / "recipe.yaml", "--out", tmp_path, *sets("model.path=no/where"))
+    assert result.exit_code == 1
+    assert f"{folder / 'no/where'} is no directory, and the Hub did not give no/where: no connection" in result.output
 
 
 def test_a_grid_needs_a_cell_and_lists_them():
