@@ -171,13 +171,17 @@ def test_rows_of_different_widths_are_refused(tmp_path: Path, builder: PromptBui
         load(tmp_path, builder, evaluate={"dev": {"path": "dev.jsonl"}})
 
 
-def test_what_an_earlier_stage_learned_is_no_evidence_about_a_later_one(tmp_path: Path, builder: PromptBuilder):
+@pytest.mark.parametrize("place", ["", "elsewhere"], ids=["beside the recipe", "in the working directory"])
+def test_what_an_earlier_stage_learned_is_no_evidence_about_a_later_one(
+    tmp_path: Path, builder: PromptBuilder, monkeypatch: pytest.MonkeyPatch, place: str
+):
     write(tmp_path / "train.jsonl", rows(3))
     for name in ("dev", "certifying"):
         write(tmp_path / f"{name}.jsonl", rows(3, start=100))
-    (tmp_path / "model").mkdir()
-    learned = (row_hash("thing number 1"), row_hash("thing number 102"))
-    (tmp_path / "model" / TRAINING_ROWS).write_text("\n".join(learned))
+    model = tmp_path / place / "model"
+    model.mkdir(parents=True)
+    monkeypatch.chdir(model.parent)
+    (model / TRAINING_ROWS).write_text("\n".join((row_hash("thing number 1"), row_hash("thing number 102"))))
     evaluate = {"dev": {"path": "dev.jsonl"}}
     with pytest.raises(DataFileError, match=r"^dev\.jsonl:3: the model that training starts from has learned it$"):
         load(tmp_path, builder, evaluate=evaluate)
