@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
+from operator import index
 from typing import Any, Literal, Self
 
 from numpy.typing import ArrayLike, NDArray
@@ -108,6 +109,10 @@ class Certificate:
             record = json.loads(text)
             if not isinstance(record, dict) or set(record) != {f.name for f in fields(cls)}:
                 raise CertificateError("not a certificate: its fields are not the ones expected")
+            for name in ("alpha", "delta", "delta_spent"):
+                record[name] = float(record[name])
+            for name in ("n", "errors", "unlabelled"):
+                record[name] = index(record[name])
             record["thresholds"] = tuple(float(t) for t in record["thresholds"])
             record["evidence"] = tuple(TestedThreshold(**t) for t in record["evidence"])
             record["assumptions"] = tuple(record["assumptions"])

@@ -99,7 +99,11 @@ def write_bundle(
         if target.exists():
             retired = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
             target.rename(retired / target.name)
-            staging.rename(target)
+            try:
+                staging.rename(target)
+            except OSError:
+                (retired / target.name).rename(target)
+                raise
             shutil.rmtree(retired, ignore_errors=True)
         else:
             staging.rename(target)
@@ -134,7 +138,7 @@ def unpack_bundle(packed: bytes, path: Path) -> Bundle:
         with zipfile.ZipFile(io.BytesIO(packed)) as archive:
             contents = {name: archive.read(name) for name in archive.namelist()}
         raw = contents[MANIFEST]
-    except (KeyError, zipfile.BadZipFile, zlib.error):
+    except (KeyError, RuntimeError, zipfile.BadZipFile, zlib.error):  # RuntimeError: it is encrypted
         raise BundleError(f"{path} is no packed bundle") from None
     return _checked(raw, contents.keys(), contents.__getitem__, path)
 
@@ -166,7 +170,10 @@ def _checked(raw: bytes, names: Set[str], read: Callable[[str], bytes], path: Pa
         created = datetime.fromisoformat(created_at)
     except ValueError:
         raise BundleError(f"{path / MANIFEST}: created_at is no time") from None
-    bundle_id = hashlib.sha256(canonical_bytes(manifest)).hexdigest()
+    try:
+        bundle_id = hashlib.sha256(canonical_bytes(manifest)).hexdigest()
+    except ValueError:
+        raise BundleError(f"{path / MANIFEST} is not a bundle's manifest") from None
     return Bundle(bundle_id, task, created, pins, files, path, raw)
 
 

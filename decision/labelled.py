@@ -259,11 +259,13 @@ def _own_question(value: dict[str, Any], question: Question) -> Question | None:
     if not isinstance(text, str):
         raise _Fault(f"`question` must be text, not {_shown(text)}")
     if options is None:
-        return Question(text, question.options)
+        return None if text == question.text else Question(text, question.options)
     if not isinstance(options, list) or not all(isinstance(name, str) and name.strip() for name in options):
         raise _Fault("`options` must be a list of names")
     if not MIN_OPTIONS <= len(options) <= MAX_OPTIONS or len(set(options)) < len(options):
         raise _Fault(f"`options` must be {MIN_OPTIONS} to {MAX_OPTIONS} different names")
+    if text == question.text and tuple(options) == question.names:
+        return None  # the task's, spelled out
     return Question(text, tuple(Option(name) for name in options))
 
 

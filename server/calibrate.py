@@ -93,7 +93,8 @@ class Counts:
 class Calibration:
     """What a bundle is made of. Held-out `probabilities` [n, K] and `p_correct` [n] are of the fitting rows.
 
-    Where the task parts its traffic, `slices` holds the certificates, by slice, and `certificates` is None.
+    Where the task parts its traffic, `slices` holds the certificates, by slice, and `certificates` is None. `repeats`
+    counts the rows that were left out for having the content of another.
     """
 
     plan: Plan
@@ -107,6 +108,7 @@ class Calibration:
     reference: NDArray[np.float64]
     made_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     slices: Mapping[str, VerdictCertificates] = field(default_factory=dict)
+    repeats: int = 0
 
     @property
     def refusal(self) -> str | None:
@@ -123,6 +125,7 @@ def calibrate(
     unlabelled: Readings | None = None,
     searched: frozenset[str] = frozenset(),
     options_vary: bool = False,
+    repeats: int = 0,
     now: datetime | None = None,
 ) -> Calibration:
     """Fits and certifies. Each reading must have a label.
@@ -133,8 +136,9 @@ def calibrate(
         plan: what to promise.
         readout: the readout that is used, which may differ from the one asked for.
         unlabelled: rows of the same traffic that do not certify.
-        searched: hashes of rows that the configuration was chosen on; they fit, but are no evidence.
+        searched: hashes of rows that the configuration was chosen on; they and their groups fit, but are no evidence.
         options_vary: whether the rows bring questions of their own.
+        repeats: rows that are not among them since another has the same content.
     """
     made_at = now or datetime.now(UTC)
     mass_limit = min_label_mass(task.policy, readout)
@@ -196,6 +200,7 @@ def calibrate(
         reference,
         made_at,
         slices,
+        repeats,
     )
 
 
@@ -227,7 +232,8 @@ def _certifying(
     readings: Readings, allowed: NDArray[np.bool_], mass_limit: float, never: frozenset[str], fitted: int
 ) -> tuple[NDArray[np.int64], Counts]:
     """Indices of the certifying rows. Which row speaks for its group is decided by hash, blind to its label."""
-    fresh = np.array([row.hash not in never for row in readings.rows])
+    seen = {row.unit for row in readings.rows if row.hash in never}
+    fresh = np.array([row.unit not in seen for row in readings.rows])
     heavy = readings.label_mass >= mass_limit
     usable = sorted(np.flatnonzero(allowed & fresh & heavy), key=lambda index: readings.rows[index].hash)
     first: dict[str, int] = {}

@@ -107,13 +107,17 @@ class Applied:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Calibrated:
-    """A bundle's calibrator, correctness model and guarantee. `reference` are scores of the fitting rows, or none."""
+    """A bundle's calibrator, correctness model and guarantee.
+
+    `reference` are scores of the fitting rows, and `reference_mass` their label mass, or none.
+    """
 
     bundle: Bundle
     calibrator: Calibrator
     correctness: CorrectnessModel | None
     guarantee: Guarantee | None
     reference: NDArray[np.float64] | None = None
+    reference_mass: NDArray[np.float64] | None = None
 
     @classmethod
     def of(cls, bundle: Bundle) -> "Calibrated":
@@ -122,7 +126,7 @@ class Calibrated:
         guarantee = guarantee_of(bundle)
         if guarantee is not None:
             _check_route(bundle, calibrator, correctness, guarantee)
-        return cls(bundle, calibrator, correctness, guarantee, _reference(bundle))
+        return cls(bundle, calibrator, correctness, guarantee, *_reference(bundle))
 
     @property
     def score_name(self) -> ScoreName:
@@ -211,19 +215,24 @@ def _check_route(
             )
 
 
-def _reference(bundle: Bundle) -> NDArray[np.float64] | None:
-    match bundle.document("reference.json"):
-        case {"scores": list() as scores}:
-            pass
-        case _:
-            return None
-    try:
-        reference = np.asarray(scores, dtype=np.float64)
-    except (TypeError, ValueError):
-        reference = np.full(1, np.nan)
-    if reference.ndim != 1 or not np.isfinite(reference).all():
-        raise BundleError(f"{bundle.path / 'reference.json'}: `scores` must be a list of finite numbers")
-    return reference if reference.size else None
+def _reference(bundle: Bundle) -> tuple[NDArray[np.float64] | None, NDArray[np.float64] | None]:
+    document = bundle.document("reference.json")
+    found: list[NDArray[np.float64] | None] = []
+    for name in ("scores", "label_mass"):
+        given = document.get(name) if isinstance(document, dict) else None
+        column = np.zeros(0)
+        if isinstance(given, list):
+            try:
+                column = np.asarray(given, dtype=np.float64)
+            except (TypeError, ValueError):
+                column = np.full(1, np.nan)
+            if column.ndim != 1 or not np.isfinite(column).all():
+                raise BundleError(f"{bundle.path / 'reference.json'}: `{name}` must be a list of finite numbers")
+        found.append(column if column.size else None)
+    scores, mass = found
+    if scores is not None and mass is not None and len(scores) != len(mass):
+        raise BundleError(f"{bundle.path / 'reference.json'}: `scores` and `label_mass` are not of the same rows")
+    return scores, mass
 
 
 def _sha256(value: Json) -> str:

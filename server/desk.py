@@ -78,7 +78,13 @@ class CalibrationDesk:
             if others is not None and others.rows:
                 more = await read_rows(reader, others.rows, concurrency=_CONCURRENCY)
             calibration = await asyncio.to_thread(
-                calibrate, readings, task, plan, readout=reader.readout, unlabelled=more
+                calibrate,
+                readings,
+                task,
+                plan,
+                readout=reader.readout,
+                unlabelled=more,
+                repeats=data.duplicates,
             )
             origin = provenance(calibration, data, model=reader.model, unlabelled=others, left_out=left_out)
             said = task_file(self._tasks, task.name)

@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from math import inf
 
+import numpy as np
+
 from demur.calibration import PolicyError, budget_threshold, cheapest_one, reaches
 from demur.decision.task import PolicyKind, PolicySpec, ReadoutKind, Scale
 from demur.server.calibrated import Applied, Calibrated, min_label_mass, policy_hash
@@ -95,7 +97,8 @@ def judge(
         return Judgement(Verdict.DEFER, Reason.UNKNOWN_SLICE, rule)
     override = override or PolicyOverride()
     mass = max(min_label_mass(policy, evidence.readout), override.min_label_mass or 0.0)
-    if not evidence.label_mass >= mass:
+    # With no mass at all nothing was said, and the options' order among themselves is an accident.
+    if not (evidence.label_mass >= mass and evidence.label_mass > 0.0):
         ruled = _Ruled(Verdict.DEFER, Reason.LOW_LABEL_MASS)
     else:
         ruled = _rule(policy, override, evidence)
@@ -150,7 +153,7 @@ def _fixed(policy: PolicySpec, evidence: Evidence) -> _Ruled:
     value = evidence.confidence
     known = evidence.applied is not None and evidence.applied.p_correct is not None
     if policy.scale is Scale.SCORE and evidence.applied is not None:
-        value, known = evidence.applied.score, True
+        value = evidence.applied.score
     if policy.defer_below is not None and not reaches(value, policy.defer_below):
         return _Ruled(Verdict.DEFER, Reason.BELOW_DEFER_THRESHOLD)
     if not known and not policy.allow_uncalibrated:
@@ -191,17 +194,22 @@ def _cost(policy: PolicySpec, evidence: Evidence) -> _Ruled:
 
 def _budget(policy: PolicySpec, evidence: Evidence) -> _Ruled:
     calibrated = evidence.calibrated
-    if calibrated is None or evidence.applied is None:
+    if calibrated is None or evidence.applied is None or evidence.applied.p_correct is None:
         return _Ruled(Verdict.REVIEW, Reason.UNCALIBRATED)
     if calibrated.reference is None or policy.to_people is None:
         detail = "the bundle has no reference scores to count a budget on"
         return _Ruled(Verdict.REVIEW, Reason.UNCALIBRATED, detail)
-    return _from(evidence.applied.score, _budget_threshold(calibrated, policy.to_people))
+    mass = min_label_mass(policy, evidence.readout)
+    return _from(evidence.applied.score, _budget_threshold(calibrated, policy.to_people, mass))
 
 
 @lru_cache(maxsize=64)
-def _budget_threshold(calibrated: Calibrated, to_people: float) -> float:
-    return budget_threshold(calibrated.reference, to_people)  # type: ignore[arg-type]  # the caller has looked
+def _budget_threshold(calibrated: Calibrated, to_people: float, least_mass: float) -> float:
+    scores = calibrated.reference
+    if calibrated.reference_mass is not None:
+        # What is deferred for its label mass goes to people first, whatever its score.
+        scores = np.where(calibrated.reference_mass >= least_mass, scores, 0.0)  # type: ignore[arg-type]
+    return budget_threshold(scores, to_people)  # type: ignore[arg-type]  # the caller has looked
 
 
 def _from(value: float, threshold: float | None) -> _Ruled:

@@ -13,7 +13,7 @@ def summary(calibration: Calibration, name: str) -> str:
     for value, certificates in calibration.slices.items():
         said += _promises(calibration, certificates, f"  {value}: ", f"  {value}: ")
     lines = [*said, _fitted(calibration)]
-    lines += [line for line in (_left_out(calibration), _family(calibration), _route(calibration)) if line]
+    lines += [line for say in (_left_out, _repeated, _spent, _family, _route) if (line := say(calibration))]
     return "\n".join(lines)
 
 
@@ -33,7 +33,7 @@ def _trusted(calibration: Calibration, certificates: VerdictCertificates | None)
         return (
             f"trusts nothing: no threshold keeps the error at or below {percent(plan.alpha)} "
             f"({percent(1 - plan.delta)} confidence, n = {certificate.n}; {percent(_error(certificate))} of all "
-            f"decisions are wrong here); {labels_needed(certificate).explanation}"
+            f"decisions are wrong here); {_needed(calibration, certificate)}"
         )
     return (
         f"trusts {percent(_share(calibration, certificate))} of decisions with at most {percent(plan.alpha)} error "
@@ -47,12 +47,18 @@ def _not_deferred(calibration: Calibration, certificates: VerdictCertificates | 
         return []
     certificate = certificates.not_deferred
     if certificate.threshold is None:
-        why = labels_needed(certificate).explanation
+        why = _needed(calibration, certificate)
         return [f"no threshold keeps the error of what is not deferred at {percent(calibration.plan.beta)}; {why}"]
     rest = 1 - _share(calibration, certificate)
     return [
         f"defers {percent(rest)}; among the rest, trusted or for review, at most {percent(calibration.plan.beta)} error"
     ]
+
+
+def _needed(calibration: Calibration, certificate: Certificate) -> str:
+    why = labels_needed(certificate)
+    halved = why.further and calibration.plan.route == "split"
+    return f"{why.explanation}, and as many again to fit on" if halved else why.explanation
 
 
 def _fitted(calibration: Calibration) -> str:
@@ -80,6 +86,30 @@ def _left_out(calibration: Calibration) -> str | None:
     return f"not certifying: {'; '.join(reasons)}" if reasons else None
 
 
+def _repeated(calibration: Calibration) -> str | None:
+    alike, grouped = calibration.repeats, calibration.counts.same_group
+    if not (alike or grouped):
+        return None
+    what = " and ".join(name for name, number in (("inputs", alike), ("groups", grouped)) if number)
+    rows = f"{alike} rows repeat another's content and were left out; " if alike else ""
+    return (
+        f"{rows}each input and each group counts once, so all shares are of different {what}: where a few of them make "
+        "up much of the traffic, its error may be another"
+    )
+
+
+def _spent(calibration: Calibration) -> str | None:
+    """What must not be done next where nothing is trusted."""
+    found = [calibration.certificates, *calibration.slices.values()]
+    missed = [one for one in found if one is not None and one.trusted.threshold is None]
+    if not missed or calibration.plan.attempt is not None:
+        return None
+    return (
+        "all of delta is spent: try again on new rows only, not on these with more added to them; who plans to come "
+        "back as labels come in counts --attempt from 1"
+    )
+
+
 def _family(calibration: Calibration) -> str | None:
     plan = calibration.plan
     if plan.family == 1:
@@ -100,7 +130,8 @@ def _share(calibration: Calibration, certificate: Certificate) -> float:
     counts = calibration.counts
     if calibration.slices:
         return certificate.certified_coverage
-    heavy = certificate.n / (certificate.n + counts.low_label_mass)
+    rows = certificate.n + counts.same_group
+    heavy = rows / (rows + counts.low_label_mass)
     return certificate.certified_coverage * heavy
 
 

@@ -162,6 +162,8 @@ def test_json_gives_the_same_certificate_back():
         lambda r: r.update(thresholds=[0.1]),
         lambda r: r.update(issued_at="yesterday"),
         lambda r: r.update(evidence=[{"threshold": 1}]),
+        lambda r: r.update(alpha="lots"),
+        lambda r: r.update(n=None),
     ],
 )
 def test_a_changed_record_is_not_a_certificate(change):

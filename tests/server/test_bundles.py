@@ -2,12 +2,13 @@
 
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from demur.calibration import TemperatureScaling
-from demur.decision.bundle import PINS
+from demur.decision.bundle import MANIFEST, PINS, read_bundle, write_bundle
 from demur.decision.errors import BundleError
 from demur.decision.question import Option, Question
 from demur.decision.task import LengthHandling, Mode, PromptLayout, ReadoutKind, ReadoutSpec, Scale, Truncation
@@ -173,6 +174,33 @@ def test_a_changed_or_missing_file_is_refused_by_name(tmp_path, name):
     (path / name).unlink()
     with pytest.raises(BundleError, match=f"{name} is missing"):
         read_bundles(tmp_path)
+
+
+def test_a_bundle_that_cannot_be_put_in_place_leaves_the_one_before(tmp_path, monkeypatch):
+    before = make_bundle(tmp_path / "route")
+    real = Path.rename
+
+    def rename(self, target):
+        if target == tmp_path / "route" and "-old-" not in str(self):
+            raise OSError("no")
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(OSError, match="no"):
+        write_bundle(
+            tmp_path / "route", task="route", pins=dict.fromkeys(PINS, "0" * 64), files=bundle_files(), replace=True
+        )
+    assert read_bundle(tmp_path / "route").id == before.id
+    assert read_bundles(tmp_path).keys() == {"route"}
+
+
+def test_a_manifest_with_what_json_does_not_know_is_refused_by_name(tmp_path):
+    make_bundle(tmp_path / "route")
+    manifest = tmp_path / "route" / MANIFEST
+    manifest.write_text(manifest.read_text().replace('"schema": 1', '"more": NaN, "schema": 1'))
+    assert "NaN" in manifest.read_text()
+    with pytest.raises(BundleError, match="not a bundle's manifest"):
+        read_bundle(tmp_path / "route")
 
 
 def test_a_bundle_that_is_half_there_is_refused(tmp_path):

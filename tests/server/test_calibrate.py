@@ -109,6 +109,35 @@ def test_what_cannot_be_certified_says_how_many_labels_more():
     assert "no number will do" in summary(made, "letters")
 
 
+def test_a_second_look_is_not_advised_where_delta_is_spent():
+    """Looking again whenever rows were added certifies what is not so, far more often than delta."""
+    data, scores = draw(150, sharp=8.0)
+    spent = "try again on new rows only"
+    assert spent in summary(calibrate(readings(data, scores), TASK, Plan(), readout=LETTER), "letters")
+    assert spent not in summary(calibrate(readings(data, scores), TASK, Plan(attempt=1), readout=LETTER), "letters")
+    data, scores = draw(2000, sharp=8.0)
+    assert spent not in summary(calibrate(readings(data, scores), TASK, Plan(), readout=LETTER), "letters")
+
+
+def test_what_counts_once_is_said_to():
+    """A certificate over different inputs promises nothing for traffic of which one of them is most."""
+    data, scores = draw(600, sharp=8.0)
+    once = "shares are of different"
+    assert once not in summary(calibrate(readings(data, scores), TASK, Plan(), readout=LETTER), "letters")
+    said = summary(calibrate(readings(data, scores), TASK, Plan(), readout=LETTER, repeats=400), "letters")
+    assert "400 rows repeat another's content" in said
+    assert f"{once} inputs" in said
+    grouped, scores = draw(600, sharp=8.0, groups=[i // 2 for i in range(600)])
+    assert f"{once} groups" in summary(calibrate(readings(grouped, scores), TASK, Plan(), readout=LETTER), "letters")
+
+
+def test_few_groups_are_refused_in_words():
+    """Two of them may fall into one fold by hash."""
+    for name in range(12):
+        data, scores = draw(60, groups=[f"{name} {i % 2}" for i in range(60)])
+        assert calibrate(readings(data, scores), TASK, Plan(), readout=LETTER).counts.certifying == 2
+
+
 def test_one_row_of_a_group_certifies_and_a_split_keeps_groups_whole():
     groups = [f"customer {i // 4}" for i in range(800)]
     data, scores = draw(800, groups=groups)
@@ -130,6 +159,11 @@ def test_rows_with_little_label_mass_and_searched_rows_certify_nothing():
     made = calibrate(readings(data, scores, mass), TASK, Plan(), readout=LETTER, searched=searched)
     assert (made.counts.certifying, made.counts.low_label_mass, made.counts.searched) == (350, 50, 100)
     assert "not certifying: 50 with too little label mass" in summary(made, "letters")
+    # A group of which one row was searched is no evidence either.
+    data, scores = draw(400, groups=[i // 2 for i in range(400)])
+    searched = frozenset(row.hash for row in data.rows[:100:2])
+    made = calibrate(readings(data, scores), TASK, Plan(), readout=LETTER, searched=searched)
+    assert (made.counts.certifying, made.counts.searched) == (150, 100)
 
 
 def test_configurations_share_delta_unless_they_were_tried_elsewhere():

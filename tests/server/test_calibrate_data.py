@@ -80,5 +80,13 @@ def test_rows_may_bring_their_own_question_but_not_into_a_bundle():
         require_fixed_question(data)
 
 
+def test_the_tasks_question_spelled_out_is_the_tasks():
+    """Else a row would be another one, which no hash of rows that were seen leaves out."""
+    plain = parse(good()).rows[0]
+    for spelled in ({"question": "Which team?"}, {"options": ["billing", "sales"]}):
+        assert parse(good(**spelled)).rows[0] == plain
+    assert parse(good(options=["sales", "billing"])).rows[0].hash != plain.hash
+
+
 def test_unlabelled_rows_need_no_label():
     assert [row.label for row in parse({"input": "a"}, good("b", "who knows"), labelled=False).rows] == [None, None]

@@ -24,9 +24,9 @@ NOTHING = certificates(right=False, issued_at=NOW)
 COST = {"kind": PolicyKind.COST, "cost": ((0.0, 10.0), (10.0, 0.0)), "review_price": 1.0, "defer_price": 3.0}
 
 
-def evidence(p_correct=0.9, score=None, *, guarantee=GUARANTEE, mass=0.9, reference=None):
+def evidence(p_correct=0.9, score=None, *, guarantee=GUARANTEE, mass=0.9, reference=None, reference_mass=None):
     """Of a calibrated decision between two options."""
-    calibrated = Calibrated(None, Identity(), None, guarantee, reference)
+    calibrated = Calibrated(None, Identity(), None, guarantee, reference, reference_mass)
     probabilities = np.array([p_correct or 0.5, 1 - (p_correct or 0.5)])
     applied = Applied(0, probabilities, p_correct, p_correct if score is None else score)
     return Evidence(ReadoutKind.LETTER, 0.6, mass, calibrated, applied)
@@ -60,6 +60,9 @@ def ruled(policy, known, override=None, now=NOW):
         ({"trust_at": THRESHOLD, "scale": Scale.SCORE}, evidence(0.1, 0.95), ("trust", "above_trust_threshold", True)),
         ({"trust_at": THRESHOLD}, evidence(0.95), ("trust", "above_trust_threshold", False)),
         ({"trust_at": 0.9}, evidence(None, 0.95), ("review", "uncalibrated", False)),
+        # labels that were refused leave a score, and no idea of how often it is right
+        ({"trust_at": 0.9, "scale": Scale.SCORE}, evidence(None, 0.95), ("review", "uncalibrated", False)),
+        ({"allow_uncalibrated": True, "min_label_mass": 0.0}, raw(1.0, 0.0), ("defer", "low_label_mass", False)),
         # certified
         ({}, evidence(0.2, 0.95), ("trust", "above_trust_threshold", True)),
         ({}, evidence(0.99, 0.1), ("defer", "below_defer_threshold", True)),
@@ -87,6 +90,18 @@ def test_a_budget_leaves_its_share_to_people():
     assert verdicts.count(("review", "below_trust_threshold", False)) == 20
     assert verdicts.count(("trust", "above_trust_threshold", False)) == 81
     assert ruled(policy, evidence(0.9)) == ("review", "uncalibrated", False)
+    assert ruled(policy, evidence(None, 0.9, reference=reference)) == ("review", "uncalibrated", False)
+
+
+def test_a_budget_counts_what_is_deferred_for_its_label_mass():
+    """A third has too little, in no order: 30% to people is used up by it, and nothing else goes there."""
+    score, mass = np.linspace(0, 1, 101), np.where(np.arange(101) % 3 == 0, 0.01, 0.9)
+    policy = {"kind": PolicyKind.BUDGET, "to_people": 0.3}
+    verdicts = [
+        ruled(policy, evidence(0.5, one, mass=heavy, reference=score, reference_mass=mass))[0]
+        for one, heavy in zip(score, mass, strict=True)
+    ]
+    assert (verdicts.count("defer"), verdicts.count("review"), verdicts.count("trust")) == (34, 0, 67)
 
 
 def test_nothing_certified():
