@@ -80,8 +80,9 @@ def _unpack(data: bytes, encoding: str, limit: int) -> bytes:
         )
     pieces: list[bytes] = []
     size = 0
+    rest = _pieces(data)
     try:
-        for piece in _pieces(data):
+        for piece in rest:
             unpacked = decompressor.decompress(piece)
             size += len(unpacked)
             if size > limit:
@@ -93,7 +94,7 @@ def _unpack(data: bytes, encoding: str, limit: int) -> bytes:
         raise MalformedBody(f"the body is not valid {encoding}") from None
     if not decompressor.eof:
         raise MalformedBody(f"the {encoding} body ends too early")
-    if decompressor.unused_data:
+    if decompressor.unused_data or next(rest, None):
         raise MalformedBody(f"something follows the {encoding} stream")
     return b"".join(pieces)
 

@@ -1,5 +1,6 @@
 import gzip
 import json
+import random
 import zlib
 from contextlib import suppress
 
@@ -204,6 +205,20 @@ async def test_broken_compression(plain, encoding, body, status):
     reply = await client.post("/decide", content=body, headers=JSON | {"Content-Encoding": encoding})
     assert reply.status_code == status
     assert status != 415 or "zstd" in reply.headers["accept-encoding"]
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "zstd"])
+async def test_what_follows_the_stream_is_refused_wherever_it_ends(plain, encoding):
+    """It is fed piece by piece, and an end may fall together with that of a piece."""
+    client, _ = plain
+    pack = gzip.compress if encoding == "gzip" else _zstd
+    noise = random.Random(0)
+    tried = (pack(json.dumps(INLINE | {"input": noise.randbytes(n % 64).hex()}).encode()) for n in range(1000))
+    body = next(body for body in tried if len(body) % 64 == 0)
+    headers = JSON | {"Content-Encoding": encoding}
+    assert (await client.post("/decide", content=body, headers=headers)).status_code == 200
+    reply = await client.post("/decide", content=body + pack(b"more"), headers=headers)
+    assert (reply.status_code, reply.json()["detail"]) == (400, f"something follows the {encoding} stream")
 
 
 def _many(item: str, n: int = 20_000) -> str:
