@@ -71,13 +71,18 @@ async def watch(
     processes: Sequence[psutil.Process], heartbeat: Heartbeat, errored: Callable[[], bool], hang_timeout: float
 ) -> str:
     """Returns why the engine is no longer usable, once it is not."""
+    silent, looked = 0.0, time.monotonic()
     while True:
         if errored():
             return "the engine reported a fatal error"
         if (reason := fault(processes)) is not None:
             return reason
-        if heartbeat.silence() > hang_timeout:
-            return f"no output for {heartbeat.silence():.0f} s with {heartbeat.pending} requests pending"
+        # Added up look by look: who looks late was frozen or busy, and the engine may have been frozen beside it.
+        now = time.monotonic()
+        silent = min(silent + min(now - looked, 2 * POLL_SECONDS), heartbeat.silence())
+        looked = now
+        if silent > hang_timeout:
+            return f"no output for {silent:.0f} s with {heartbeat.pending} requests pending"
         await asyncio.sleep(POLL_SECONDS)
 
 
