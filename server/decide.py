@@ -6,6 +6,7 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -82,6 +83,8 @@ class DecidePipeline:
         self.prompts = PromptBuilder(engine.tokenizer)
         self._context = engine.identity.max_model_len
         self._max_input_tokens = max_input_tokens
+        # Its own threads: what keeps certificates known must not wait behind long inputs.
+        self._threads = ThreadPoolExecutor(thread_name_prefix="tokenize")
         self._questions: OrderedDict[DecisionSpec, _Compiled] = OrderedDict()
         self._registered: dict[DecisionSpec, _Compiled] = {}
         self._bundles: Mapping[str, ServedBundle] = {}
@@ -240,8 +243,10 @@ class DecidePipeline:
             self._questions.move_to_end(spec)
             return known
         try:
-            long = _characters(spec) > _LONG_TEXT
-            compiled = await asyncio.to_thread(self._new, spec) if long else self._new(spec)
+            if _characters(spec) > _LONG_TEXT:
+                compiled = await asyncio.get_running_loop().run_in_executor(self._threads, self._new, spec)
+            else:
+                compiled = self._new(spec)
         except LabelError as error:
             faults = tuple(Fault(("options", option), str(error), "label_collision") for option in error.options)
             raise Invalid(str(error), faults=faults) from None
@@ -262,7 +267,7 @@ class DecidePipeline:
         limit = min(self._context, prompt.fixed_tokens + self._max_input_tokens)
         try:
             if len(text) > _LONG_TEXT:
-                return await asyncio.to_thread(prompt.render, text, limit)
+                return await asyncio.get_running_loop().run_in_executor(self._threads, prompt.render, text, limit)
             return prompt.render(text, limit)
         except InputTooLongError as error:
             raise InputTooLong(str(error), tokens=error.tokens, allowed=error.allowed) from None

@@ -2,10 +2,12 @@
 
 import asyncio
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
+from demur.decision.prompt import CompiledPrompt
 from demur.decision.question import Option, Question
 from demur.decision.task import DecisionSpec, ReadoutKind, ReadoutSpec
 from demur.server.decide import DecidePipeline
@@ -66,6 +68,29 @@ async def test_a_question_that_no_input_fits_beside_is_refused_and_not_kept(pipe
         await pipeline.decide(asked)
     assert error.value.extra["allowed"] == 0
     assert not pipeline._questions
+
+
+async def test_long_inputs_leave_other_work_its_threads(pipeline, monkeypatch):
+    """Certificates are followed on the event loop's own threads, and nothing is trusted without."""
+    render, begun, free = CompiledPrompt.render, threading.Event(), threading.Event()
+
+    def slow(*given):
+        begun.set()
+        free.wait(20)
+        return render(*given)
+
+    monkeypatch.setattr(CompiledPrompt, "render", slow)
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+    asked = DecideRequest(DecisionSpec(Question("Is it so?", OPTIONS)), "so " * 1500)
+    decisions = [asyncio.create_task(pipeline.decide(asked)) for _ in range(3)]
+    try:
+        async with asyncio.timeout(10):
+            while not begun.is_set():  # noqa: ASYNC110
+                await asyncio.sleep(0)
+            await asyncio.to_thread(int)
+    finally:
+        free.set()
+        await asyncio.gather(*decisions)
 
 
 async def test_a_decision_of_many_reads_is_put_to_the_engine_in_parts(pipeline):
