@@ -25,24 +25,28 @@ class Admission:
         self._idle = asyncio.Event()
         self._idle.set()
 
-    def check(self) -> None:
-        """Raises `Unavailable` unless decisions can be taken; cheap, so it comes before a body is read."""
+    def check_ready(self) -> None:
+        """Raises `Unavailable` unless the server is ready."""
         try:
             self._lifecycle.check()
         except Unavailable:
             self._on_shed(self._lifecycle.phase)
             raise
 
-    @contextmanager
-    def places(self, n: int) -> Iterator[None]:
-        """Holds n places, or none: raises `Overloaded` where they are not free, `Unavailable` where not ready."""
-        self.check()
+    def check(self, n: int = 1) -> None:
+        """Raises `Unavailable`, or `Overloaded` unless n places are free; cheap, so it comes before a body is read."""
+        self.check_ready()
         if self.in_flight + n > self._size:
             self._on_shed("queue_full")
             raise Overloaded(
-                f"{self.in_flight} of {self._size} places are taken and this request needs {n}; try again later",
+                f"{self.in_flight} of {self._size} places are taken, too many for this request; try again later",
                 retry_after=self._retry_after_s,
             )
+
+    @contextmanager
+    def places(self, n: int) -> Iterator[None]:
+        """Holds n places, or none. Raises as `check`."""
+        self.check(n)
         self.in_flight += n
         self._idle.clear()
         try:

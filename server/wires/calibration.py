@@ -60,7 +60,7 @@ def routes(services: Services) -> list[Route]:
 
     @admin_only
     async def calibrate(request: Request) -> Response:
-        services.admission.check()
+        services.admission.check_ready()  # it takes no place
         task = find_task(request.path_params["name"], services)
         body = _parse(CalibrateIn, await services.read(request))
         data, plan = _rows("rows", body.rows, task), _plan(body)

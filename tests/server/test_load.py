@@ -40,6 +40,33 @@ async def test_the_queue_is_bounded_and_a_batch_takes_all_its_places_or_none(rig
         assert (await client.post("/decide", json=INLINE)).status_code == 200
 
 
+async def test_a_full_queue_refuses_before_a_body_is_read(rig):
+    """Reading and checking bodies that cannot be taken would slow those that were."""
+    built = rig(queue_size=1, max_batch=1, max_questions=1)
+    built.stub.gate.clear()
+    systemone = {"model": "jev-latest", "state": "x", "questions": {"q": {"type": "noul", "instructions": "q"}}}
+
+    async def never():
+        raise AssertionError("the body was asked for")
+        yield b""
+
+    headers = {"Content-Type": "application/json"}
+    async with built.client() as client:
+        running = asyncio.create_task(client.post("/decide", json=INLINE))
+        await built.stub.until_held(1)
+        for path in ("/decide", "/v1/systemone", "/tasks/route-ticket/readings"):
+            reply = await client.post(path, content=never(), headers=headers)
+            assert (path, reply.status_code) == (path, 429)
+            assert int(reply.headers["retry-after"]) >= 1
+        assert _shed((await client.get("/metrics")).text) == {"queue_full": 3}
+        # What takes no place is not refused for want of one.
+        calibrate = await client.post("/tasks/route-ticket/calibrate", json={"rows": []})
+        assert calibrate.status_code == 422
+        built.stub.gate.set()
+        assert (await running).status_code == 200
+        assert (await client.post("/v1/systemone", json=systemone)).status_code == 200
+
+
 async def test_a_failed_request_gives_its_places_back(rig):
     built = rig(queue_size=3, max_batch=3, max_questions=3)
     built.stub.broken = EngineUnavailable("gone")
