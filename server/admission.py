@@ -11,13 +11,14 @@ from demur.server.lifecycle import Lifecycle
 class Admission:
     """Counts decisions in flight and refuses work beyond `size`, or while the server is not ready.
 
-    `on_shed` is told the reason of every refusal.
+    `requests` are those at work, with decisions or without. `on_shed` is told the reason of every refusal.
     """
 
     def __init__(
         self, lifecycle: Lifecycle, size: int, retry_after_s: float, on_shed: Callable[[str], None] = lambda _: None
     ) -> None:
         self.in_flight = 0
+        self.requests = 0
         self._lifecycle = lifecycle
         self._size = size
         self._retry_after_s = retry_after_s
@@ -47,15 +48,25 @@ class Admission:
     def places(self, n: int) -> Iterator[None]:
         """Holds n places, or none. Raises as `check`."""
         self.check(n)
-        self.in_flight += n
+        with self.work():
+            self.in_flight += n
+            try:
+                yield
+            finally:
+                self.in_flight -= n
+
+    @contextmanager
+    def work(self) -> Iterator[None]:
+        """Around the work of a request that takes no place; `idle` waits for it all the same."""
+        self.requests += 1
         self._idle.clear()
         try:
             yield
         finally:
-            self.in_flight -= n
-            if not self.in_flight:
+            self.requests -= 1
+            if not self.requests:
                 self._idle.set()
 
     async def idle(self) -> None:
-        """Returns once nothing is in flight."""
+        """Returns once no request is at work."""
         await self._idle.wait()

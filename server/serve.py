@@ -245,13 +245,14 @@ class DemurServer:
         self._spawn(self._drain())
 
     async def _drain(self) -> None:
-        in_flight = self._admission.in_flight
-        _log.info("draining", extra={"fields": {"in_flight": in_flight, "seconds": self.settings.drain_s}})
+        fields = {"in_flight": self._admission.in_flight, "requests": self._admission.requests}
+        _log.info("draining", extra={"fields": {**fields, "seconds": self.settings.drain_s}})
         self._lifecycle.drain()
         try:
             await asyncio.wait_for(self._admission.idle(), self.settings.drain_s)
         except TimeoutError:
-            _log.warning("gave up on work in flight", extra={"fields": {"in_flight": self._admission.in_flight}})
+            fields = {"in_flight": self._admission.in_flight, "requests": self._admission.requests}
+            _log.warning("gave up on work in flight", extra={"fields": fields})
         self._stop(0)
 
     def _spawn_reload(self) -> None:

@@ -37,12 +37,13 @@ def routes(services: Services) -> list[Route]:
     def renews(renew: Renew) -> Endpoint:
         @admin_only
         async def endpoint(request: Request) -> Response:
+            services.admission.check_ready()  # an attempt that is cut off is spent
             task = find_task(request.path_params["name"], services)
             served = services.tasks.bundles.get(task.name)
             if served is None:
                 raise Conflict("the task has no bundle to renew; make one with POST /tasks/{name}/calibrate")
             policy = services.policies.of(task)
-            with _answering(services):
+            with _answering(services), services.admission.work():
                 renewed = await renew(_watch(services), task, served, policy, _key(request))
             return json_reply(asdict(renewed))
 
@@ -59,7 +60,7 @@ def routes(services: Services) -> list[Route]:
         body = _rollback(await services.read(request))
         watch = _watch(services)
         try:
-            with _answering(services):
+            with _answering(services), services.admission.work():
                 found = await watch.shelf.rollback(task.name, body.version)
                 if found is None:
                     raise NotFound(f"task {task.name} has no version {body.version}")

@@ -67,7 +67,8 @@ def routes(services: Services) -> list[Route]:
         others = None if body.unlabelled is None else _rows("unlabelled", body.unlabelled, task, labelled=False)
         caller: Caller = request.state.caller
         try:
-            made = await _desk(services).calibrate(task, data, plan, unlabelled=others, by=caller.key_id)
+            with services.admission.work():
+                made = await _desk(services).calibrate(task, data, plan, unlabelled=others, by=caller.key_id)
         except (DataFileError, BundleError, CalibrationError) as error:
             raise Invalid(str(error)) from None
         return json_reply(_made(made, task))

@@ -43,9 +43,10 @@ def routes(services: Services) -> list[Route]:
         raw = await services.read(request)
         given, single = parse(raw, services.settings.max_feedback)
         key = _idempotency_key(request)
-        await loop.stored(one.decision_id for one in given)
-        results = await _give(loop, given, caller, raw, key)
-        await loop.labelled()
+        with services.admission.work():
+            await loop.stored(one.decision_id for one in given)
+            results = await _give(loop, given, caller, raw, key)
+            await loop.labelled()
         if single and (problem := results[0]["problem"]) is not None:
             error = NotFound if problem == "unknown_id" else Invalid
             raise error(_PROBLEMS[problem], problem=problem)

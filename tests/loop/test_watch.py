@@ -12,6 +12,7 @@ import pytest
 from demur.decision.bundle import read_bundle
 from demur.decision.task import AuditSpec
 from demur.server.calibrated import Calibrated
+from demur.server.errors import Conflict
 from demur.server.loop import renewal
 from demur.server.loop.loop import Loop
 from demur.server.loop.watch import Watch
@@ -196,6 +197,36 @@ async def test_attempts_on_one_question_are_counted_and_paid_for(run):
         tried = await process.ask("POST", "/tasks/route/recertify")
         assert (tried["outcome"], tried["attempt"], tried["version"]) == ("nothing_certified", number, None)
         assert tried["delta"] == pytest.approx(0.05 / (number * (number + 1)))
+
+
+async def test_draining_waits_for_renewals_calibrations_and_labels_too(run, monkeypatch):
+    process = await run()
+    services, begun, go = process.app.services, asyncio.Semaphore(0), asyncio.Event()
+
+    async def held(*_, **__):
+        begun.release()
+        await go.wait()
+        raise Conflict("it came to its end")
+
+    monkeypatch.setattr(process.watch.renewal, "recertify", held)
+    monkeypatch.setattr(services.desk, "calibrate", held)
+    monkeypatch.setattr(process.loop, "stored", held)
+    asked = {
+        "/tasks/route/recertify": None,
+        "/tasks/route/calibrate": {"rows": [{"input": "x", "label": "billing"}]},
+        "/feedback": {"id": "dec_x", "label": "billing"},
+    }
+    work = [asyncio.create_task(process.ask("POST", path, body, 409)) for path, body in asked.items()]
+    async with asyncio.timeout(20):
+        for _ in asked:
+            await begun.acquire()
+        services.lifecycle.drain()
+        idle = asyncio.create_task(services.admission.idle())
+        await process.ask("POST", "/tasks/route/recalibrate", status=503)
+        assert (idle.done(), services.admission.requests, services.admission.in_flight) == (False, 3, 0)
+        go.set()
+        await asyncio.gather(*work)
+        await idle
 
 
 async def test_a_shadow_judges_beside_the_live_bundle_and_touches_nothing(run, tmp_path):
