@@ -61,7 +61,7 @@ class _Compiled:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """Tasks that were compiled and bundles that were held against them, waiting to be adopted."""
+    """Tasks that were compiled and bundles that were held against them, waiting to be warmed and adopted."""
 
     compiled: dict[DecisionSpec, _Compiled]
     bundles: Mapping[str, ServedBundle]
@@ -115,11 +115,14 @@ class DecidePipeline:
                 served[task.name] = ServedBundle.of(bundles[task.name], prompt, self.engine.identity, task.slice_by)
         return Prepared(compiled, served)
 
-    async def adopt(self, prepared: Prepared) -> None:
-        """Reads every prepared task once, so that its prefix is cached, and keeps them in place of those before."""
+    async def warm(self, prepared: Prepared) -> None:
+        """Reads every prepared task once, so that its prefix is cached."""
         for compiled in prepared.compiled.values():
             prompt = compiled.prompt
             await self._read(prompt, prompt.render_content_free(), None, _Meter(), np.zeros(len(prompt.plan.labels)))
+
+    def adopt(self, prepared: Prepared) -> None:
+        """Keeps prepared tasks and bundles in place of those before."""
         self._registered, self._bundles = prepared.compiled, prepared.bundles
 
     def serve_bundle(self, task: Task, bundle: Calibrated) -> ServedBundle:

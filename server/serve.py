@@ -175,7 +175,8 @@ class DemurServer:
             if self._watch is not None:
                 pipeline.standing = self._watch.standing
             prepared = await self._fitting(pipeline, tasks, bundles)
-            await pipeline.adopt(prepared)
+            await pipeline.warm(prepared)
+            pipeline.adopt(prepared)
             pipeline.serve_shadows(tasks.values(), self._shadows)
             self._registry.current, self._registry.bundles = tasks, prepared.bundles
             if self._watch is not None:
@@ -266,17 +267,21 @@ class DemurServer:
             return
         async with self._reload:
             try:
-                tasks = await asyncio.to_thread(read_tasks, self.settings.tasks)
-                bundles = await asyncio.to_thread(read_bundles, self.settings.bundle_place)
-                shadows = await asyncio.to_thread(read_bundles, self.settings.shadow_bundles)
-                prepared = await self._fitting(pipeline, tasks, bundles)
-                await pipeline.adopt(prepared)
+                before = None
+                while before is not self._registry.bundles:  # one that was swapped in meanwhile is not to be undone
+                    before = self._registry.bundles
+                    tasks = await asyncio.to_thread(read_tasks, self.settings.tasks)
+                    bundles = await asyncio.to_thread(read_bundles, self.settings.bundle_place)
+                    shadows = await asyncio.to_thread(read_bundles, self.settings.shadow_bundles)
+                    prepared = await self._fitting(pipeline, tasks, bundles)
+                    await pipeline.warm(prepared)
             except (DecisionError, DemurError, OSError) as error:
                 _log.error("tasks not reloaded, nor bundles; the old ones stay: %s", error)
                 return
             except Exception:
                 _log.exception("tasks not reloaded, nor bundles; the old ones stay")
                 return
+            pipeline.adopt(prepared)
             self._registry.current, self._registry.bundles = tasks, prepared.bundles
             pipeline.serve_shadows(tasks.values(), shadows)
             if self._watch is not None:

@@ -144,7 +144,7 @@ def test_whatever_was_pinned_is_caught(live: "Live", bundles: Path, task: Task, 
 
 
 async def decide(pipeline: DecidePipeline, bundles: Path, task: Task) -> Decision:
-    await pipeline.adopt(pipeline.prepare([task], read_bundles(bundles)))
+    pipeline.adopt(pipeline.prepare([task], read_bundles(bundles)))
     return await pipeline.decide(DecideRequest(task.spec, INPUTS[0], task))
 
 

@@ -195,7 +195,8 @@ def test_the_bundle_that_ships_trusts_reviews_and_defers(live: "Live", tmp_path:
         pipeline = DecidePipeline(live.engine, max_input_tokens=4096)
         prepared = pipeline.prepare([task], {"voice_intent": Calibrated.of(bundle)})
         assert prepared.bundles["voice_intent"].mismatches == ()
-        await pipeline.adopt(prepared)
+        await pipeline.warm(prepared)
+        pipeline.adopt(prepared)
         asked = [DecideRequest(task.spec, text, task, task.policy) for text in SHOWN]
         return [(await pipeline.decide(request)).verdict for request in asked]
 

@@ -45,7 +45,8 @@ async def _run(texts: list[str]) -> list[Row]:
         engine = await VllmEngine.start(vllm_settings(settings))
         pipeline = DecidePipeline(engine, max_input_tokens=settings.max_input_tokens)
         prepared = pipeline.prepare(tasks.values(), bundles)
-        await pipeline.adopt(prepared)
+        await pipeline.warm(prepared)
+        pipeline.adopt(prepared)
         loop, metrics, registry = Loop.open(settings), Metrics(), Registry(tasks, prepared.bundles)
         assert loop is not None
         loop.start()

@@ -121,7 +121,7 @@ def test_a_bundle_fits_the_adapter_that_it_was_made_with_and_no_other_form_of_th
 
     def decide(on: "Live", bundles: Path) -> Any:
         pipeline = DecidePipeline(on.engine, max_input_tokens=1000)
-        on.run(pipeline.adopt(pipeline.prepare([task], read_bundles(bundles))))
+        pipeline.adopt(pipeline.prepare([task], read_bundles(bundles)))
         return on.run(pipeline.decide(DecideRequest(task.spec, INPUTS[0], task, task.policy)))
 
     assert decide(live, BUNDLE).verdict == decide(adapted, tmp_path).verdict == "trust"

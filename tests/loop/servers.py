@@ -79,7 +79,8 @@ async def start(place: Path, *, task: Task = AUDITED, **settings: Any) -> Proces
     found = {task.name: Calibrated.of(read_bundle(bundle))}
     prepared = pipeline.prepare(tasks.values(), await watch.shelf.settled(tasks, found))
     await watch.shelf.keep(found)
-    await pipeline.adopt(prepared)
+    await pipeline.warm(prepared)
+    pipeline.adopt(prepared)
     registry.current, registry.bundles = tasks, prepared.bundles
     await watch.begin(prepared.bundles)
     (place / "tasks").mkdir(exist_ok=True)

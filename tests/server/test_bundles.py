@@ -32,7 +32,7 @@ from .bundled import (
 
 async def decide(directory, *, engine=None, task=TASK, spec=None, override=None, inline=False):
     pipeline = pipeline_on(engine or StubEngine())
-    await pipeline.adopt(pipeline.prepare([task], read_bundles(directory)))
+    pipeline.adopt(pipeline.prepare([task], read_bundles(directory)))
     asked = None if inline else task
     return await pipeline.decide(
         DecideRequest(spec or task.spec, "where is my refund", asked, task.policy, override=override)

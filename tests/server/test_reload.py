@@ -9,6 +9,7 @@ import pytest
 from demur.decision.errors import BundleError
 from demur.decision.taskfile import load_task
 from demur.server.admission import Admission
+from demur.server.desk import CalibrationDesk
 from demur.server.lifecycle import Lifecycle
 from demur.server.loop.loop import Loop
 from demur.server.loop.watch import Watch
@@ -46,6 +47,26 @@ async def test_a_reload_takes_new_tasks_and_bundles(server, tmp_path):
     made = make_bundle(tmp_path / "bundles" / "new", bundle_files(), task=load_task(tmp_path / "tasks" / "route.yaml"))
     await built._reload_tasks()
     assert served(built) == {"route": made.id} != before
+
+
+async def test_a_bundle_that_is_swapped_in_during_a_reload_stays(server, tmp_path, monkeypatch):
+    built = server()
+    await built._reload_tasks()
+    pipeline, place = built._decider.pipeline, tmp_path / "bundles" / "route"
+    desk = CalibrationDesk(lambda: pipeline, built._registry, tasks=tmp_path / "tasks", bundles=tmp_path / "bundles")
+    read, made = pipeline.engine.read, []
+
+    async def swapping(*asked):
+        if not made:
+            shutil.rmtree(place)
+            made.append(make_bundle(place, bundle_files(), task=built._registry.current["route"]))
+            desk._swap(built._registry.current["route"], made[0])
+        return await read(*asked)
+
+    monkeypatch.setattr(pipeline.engine, "read", swapping)
+    await built._reload_tasks()
+    assert served(built) == {"route": made[0].id}
+    assert pipeline._bundles["route"].calibrated.bundle.id == made[0].id
 
 
 @pytest.mark.parametrize("broken", ["task", "bundle", "half"])

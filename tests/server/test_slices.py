@@ -56,7 +56,7 @@ def files():
 
 async def decide(directory, part, task=SLICED):
     pipeline = pipeline_on(StubEngine(logprobs=(-0.02, -4.0, -6.0)))
-    await pipeline.adopt(pipeline.prepare([task], read_bundles(directory)))
+    pipeline.adopt(pipeline.prepare([task], read_bundles(directory)))
     return await pipeline.decide(DecideRequest(task.spec, "where is my refund", task, task.policy, slice=part))
 
 
