@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import click
 
 from demur.decision.bundle import PINS, read_bundle
 from demur.decision.errors import BundleError, DecisionError
-from demur.server.cli_options import adapter_option, check_adapter_option
+from demur.server.cli_options import adapter_option, check_model_options
 
 if TYPE_CHECKING:
     from demur.calibration import Certificate
@@ -65,7 +66,7 @@ def verify(directories: tuple[Path, ...], model: Path | None, adapter: Path | No
 
     Says which file or which part is not as it was. Exits with 1 if there is any.
     """
-    check_adapter_option(model, adapter)
+    check_model_options(model, adapter)
     wrong = False
     running = None if model is None else _Model(model, adapter)
     for directory in directories:
@@ -122,6 +123,7 @@ class _Model:
         """What of the bundle would not fit its task on this model. Raises DecisionError."""
         from demur.decision.taskfile import parse_task
         from demur.server.calibrated import pins
+        from demur.server.engines.identity import served_as
         from demur.server.tasks import read_tasks
 
         found = calibrated.bundle
@@ -131,7 +133,11 @@ class _Model:
             task = known
         else:
             raise BundleError(f"{tasks} has no task {found.task}")
-        running = pins(task.spec, self._prompts.compile(task.spec), self._identity)
+        # Nothing runs here, so the number format is taken to be the bundle's.
+        formats = ("float32", "bfloat16", "float16")
+        served = {served_as(self._identity.weights, dtype) for dtype in formats} & {found.pins["weights"]}
+        identity = replace(self._identity, weights=found.pins["weights"]) if served else self._identity
+        running = pins(task.spec, self._prompts.compile(task.spec), identity)
         return calibrated.mismatches(running, task.slice_by)
 
 

@@ -38,6 +38,7 @@ def calibrate(
     data: Path,
     model: str | None,
     adapter: Path | None,
+    dtype: str | None,
     model_name: str | None,
     url: str | None,
     concurrency: int,
@@ -77,7 +78,7 @@ def calibrate(
         fail(f"--{error}", status=2)
     if out.exists() and not replace:
         fail(f"{out} exists; name another directory, or say --replace", status=2)
-    source = make_source(model, adapter, model_name, url)
+    source = make_source(model, adapter, dtype, model_name, url)
     with Explained(reads or out.with_name(f"{out.name}.reads.jsonl")) as kept:
         refusal = _calibrate(task_file, data, unlabelled, searched, plan, source, out, replace, kept, concurrency)
     sys.exit(1 if refusal else 0)

@@ -10,7 +10,7 @@ from typing import Any
 import click
 from tqdm import tqdm
 
-from demur.server.cli_options import adapter_option, check_adapter_option
+from demur.server.cli_options import adapter_option, check_model_options, dtype_option
 
 Row = dict[str, Any]
 
@@ -21,6 +21,7 @@ Row = dict[str, Any]
 @click.option("--url", help="Server to ask.  [default: DEMUR_URL, or http://127.0.0.1:8000]")
 @click.option("--model", help="Decide in this process with this model instead; wants --tasks.")
 @adapter_option
+@dtype_option
 @click.option(
     "--tasks", "directory", type=click.Path(path_type=Path, exists=True), help="Task files, for deciding in process."
 )
@@ -32,6 +33,7 @@ def decide(
     url: str | None,
     model: str | None,
     adapter: Path | None,
+    dtype: str | None,
     directory: Path | None,
     explain: bool,
     concurrency: int,
@@ -41,14 +43,14 @@ def decide(
     A line is JSON: an input, or an object with an `input` and whatever else is to come back with the answer. One line
     of JSON goes to standard output for each; the exit status is 1 if any is a problem. The key is DEMUR_API_KEY.
     """
-    check_adapter_option(model, adapter)
+    check_model_options(model, adapter, dtype)
     rows = list(_rows(sys.stdin)) if text is None else [_sayable({"input": text}, "the input")]
     if model is None:
         answers = _ask(task, rows, url, explain, concurrency)
     else:
         if directory is None:
             raise click.UsageError("--model wants --tasks, the directory of task files")
-        answers = _in_process(task, rows, model, adapter, directory, explain)
+        answers = _in_process(task, rows, {"model": model, "adapter": adapter, "dtype": dtype}, directory, explain)
     problems = 0
     # On a terminal a bar; elsewhere a plain line now and then.
     bar = tqdm(answers, total=len(rows), unit="decision", disable=text is not None, mininterval=0.5, file=sys.stderr)
@@ -103,14 +105,12 @@ def _ask(task: str, rows: list[Row], url: str | None, explain: bool, concurrency
         raise click.ClickException(f"{error} (is a server running? `demur serve --demo` starts one)") from None
 
 
-def _in_process(
-    task: str, rows: list[Row], model: str, adapter: Path | None, directory: Path, explain: bool
-) -> Iterator[Row]:
+def _in_process(task: str, rows: list[Row], engine: dict[str, Any], directory: Path, explain: bool) -> Iterator[Row]:
     from demur.decision.errors import DecisionError
     from demur.server.engines.identity import ModelUnusable
 
     with asyncio.Runner() as runner:
-        answers = _run(task, rows, model, adapter, directory, explain)
+        answers = _run(task, rows, engine, directory, explain)
         try:
             while True:
                 try:
@@ -124,7 +124,7 @@ def _in_process(
 
 
 async def _run(
-    name: str, rows: list[Row], model: str, adapter: Path | None, directory: Path, explain: bool
+    name: str, rows: list[Row], settings: dict[str, Any], directory: Path, explain: bool
 ) -> AsyncIterator[Row]:
     from demur.decision.canonical import canonical_text
     from demur.decision.slices import slice_of
@@ -139,7 +139,7 @@ async def _run(
     if name not in tasks:
         raise click.ClickException(unknown_task(name, list(tasks)).detail)
     task = tasks[name]
-    engine = await VllmEngine.start(VllmSettings(model=model, adapter=adapter))
+    engine = await VllmEngine.start(VllmSettings(**settings))
     try:
         pipeline = DecidePipeline(engine, max_input_tokens=engine.identity.max_model_len)
         for row in rows:

@@ -18,6 +18,7 @@ def evaluate(
     data: Path,
     model: str | None,
     adapter: Path | None,
+    dtype: str | None,
     model_name: str | None,
     url: str | None,
     concurrency: int,
@@ -29,7 +30,7 @@ def evaluate(
 
     Writes report.json and report.html. Without --bundle, "after" is cross-fitted on the same rows.
     """
-    source = make_source(model, adapter, model_name, url)
+    source = make_source(model, adapter, dtype, model_name, url)
     with Explained(reads or out / "reads.jsonl") as kept:
         _evaluate(task_file, data, source, out, bundle, kept, concurrency)
 

@@ -17,10 +17,18 @@ adapter_option = click.option(
 )
 
 
-def check_adapter_option(model: object, adapter: Path | None) -> None:
-    """Raises click.UsageError for an adapter without its model."""
+#: Beside `--model` where the model is run.
+dtype_option = click.option(
+    "--dtype", help="Number format of the weights; else float32 on a CPU, and vLLM's choice on a GPU."
+)
+
+
+def check_model_options(model: object, adapter: Path | None, dtype: str | None = None) -> None:
+    """Raises click.UsageError for what says how to run a model where there is none."""
     if adapter is not None and model is None:
         raise click.UsageError("--adapter wants --model, the model that it adapts")
+    if dtype is not None and model is None:
+        raise click.UsageError("--dtype wants --model; a server has a format of its own")
 
 
 def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 import click
 
-from demur.server.cli_options import adapter_option, check_adapter_option
+from demur.server.cli_options import adapter_option, check_model_options, dtype_option
 
 FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 NEW = click.Path(path_type=Path)
@@ -21,6 +21,7 @@ def source_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--data", required=True, type=FILE, help="Labelled rows, JSON Lines."),
         click.option("--model", help="Read in this process with this model."),
         adapter_option,
+        dtype_option,
         click.option("--model-name", help="What reports call it; its directory's name by default."),
         click.option("--url", help="Read through this server, which serves the same task; its admin key is needed."),
         click.option("--concurrency", default=32, show_default=True, type=click.IntRange(1, 512), help="Rows at once."),
@@ -29,14 +30,14 @@ def source_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return functools.reduce(lambda made, option: option(made), reversed(options), command)
 
 
-def make_source(model: str | None, adapter: Path | None, name: str | None, url: str | None) -> Any:
+def make_source(model: str | None, adapter: Path | None, dtype: str | None, name: str | None, url: str | None) -> Any:
     """The source that was named. Raises click.UsageError unless it is one of the two."""
     from demur.server.gather import Source
 
     if (model is None) == (url is None):
         raise click.UsageError("give either --model or --url")
-    check_adapter_option(model, adapter)
-    return Source(model, adapter, name, url)
+    check_model_options(model, adapter, dtype)
+    return Source(model, adapter, dtype, name, url)
 
 
 class Explained:

@@ -10,7 +10,7 @@ import click
 
 from demur.decision.errors import TaskFileError
 from demur.decision.task import Task
-from demur.server.cli_options import adapter_option, check_adapter_option
+from demur.server.cli_options import adapter_option, check_model_options
 
 Rows = list[tuple[str, str | None]]
 
@@ -36,7 +36,7 @@ def check(files: tuple[Path, ...], model: str | None, adapter: Path | None, data
     """
     from demur.server.tasks import read_tasks
 
-    check_adapter_option(model, adapter)
+    check_model_options(model, adapter)
     wrong = False
     good: list[Task] = []
     places: list[Path] = []

@@ -30,6 +30,7 @@ class Source:
 
     model: str | None = None
     adapter: Path | None = None
+    dtype: str | None = None
     name: str | None = None
     url: str | None = None
 
@@ -77,7 +78,8 @@ async def _reader(task: Task, source: Source) -> AsyncIterator[KnownReader]:
     from demur.server.engines.vllm_engine import VllmEngine, VllmSettings
     from demur.server.readers import PipelineReader
 
-    engine = await VllmEngine.start(VllmSettings(model=source.model, adapter=source.adapter, name=source.name))
+    settings = VllmSettings(model=source.model, adapter=source.adapter, name=source.name, dtype=source.dtype)
+    engine = await VllmEngine.start(settings)
     try:
         pipeline = DecidePipeline(engine, max_input_tokens=engine.identity.max_model_len)
         yield PipelineReader(pipeline, task)

@@ -83,8 +83,12 @@ def identify(
     max_model_len: int,
     chat_template: str,
     adapter: Path | None = None,
+    dtype: str = "float32",
 ) -> ModelIdentity:
-    """Hashes the model's files, and with an adapter its own too. Reads all weights once (about 1 s per GB)."""
+    """Hashes the model's files, and with an adapter its own too. Reads all weights once (about 1 s per GB).
+
+    `dtype` is the number format in which they are served, part of what `weights` stands for.
+    """
     weights = [*sorted(directory.glob("*.safetensors")), directory / "config.json"]
     if len(weights) == 1:
         weights = [*sorted(directory.glob("*.bin")), directory / "config.json"]
@@ -94,13 +98,18 @@ def identify(
         trained_on |= training_rows(adapter)
     return ModelIdentity(
         name=name or directory.name,
-        weights=_hash_files(weights),
+        weights=served_as(_hash_files(weights), dtype),
         tokenizer=_hash_files([path for file in _TOKENIZER_FILES if (path := directory / file).is_file()]),
         chat_template=hashlib.sha256(chat_template.encode()).hexdigest(),
         engine=engine,
         max_model_len=max_model_len,
         trained_on=trained_on,
     )
+
+
+def served_as(weights: str, dtype: str) -> str:
+    """The hash of weights served in a number format: that of the files for float32, another one for each other."""
+    return weights if dtype == "float32" else hashlib.sha256(f"{weights} {dtype}".encode()).hexdigest()
 
 
 def _hash_files(paths: list[Path]) -> str:

@@ -120,6 +120,7 @@ class VllmEngine:
                 max_model_len=llm.model_config.max_model_len,
                 chat_template=str(tokenizer.chat_template or ""),
                 adapter=None if adapter is None else adapter.path,
+                dtype=str(llm.model_config.dtype).removeprefix("torch."),
             )
             engine = cls(settings, llm, tokenizer, identity, processes)
             engine._listen()

@@ -96,3 +96,12 @@ def test_the_identity_changes_with_every_file(demo_model: Path, tmp_path: Path) 
     (copy / "tokenizer.json").write_text("{}")
     assert hashes(copy)[1] != before[1]
     assert hashes(copy, "y")[2] != before[2]
+
+
+def test_weights_served_in_another_format_are_other_weights(demo_model: Path) -> None:
+    """A bundle of what was read in 16 bits must not be applied to 32."""
+    hashes = {
+        identify(demo_model, name=None, engine="e", max_model_len=1, chat_template="x", dtype=dtype).weights
+        for dtype in ("float32", "bfloat16", "float16")
+    }
+    assert len(hashes) == 3

@@ -1,6 +1,7 @@
 """`demur bundle show`, `verify` and `diff`."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
@@ -45,7 +46,7 @@ def test_verify(tmp_path):
 def test_verify_against_a_model(tmp_path):
     from transformers import AutoTokenizer
 
-    from demur.server.engines.identity import identify
+    from demur.server.engines.identity import identify, served_as
 
     model = tmp_path / "model"
     build_model("qwen3", model)
@@ -55,6 +56,12 @@ def test_verify_against_a_model(tmp_path):
     pipeline = pipeline_on(engine, own_prompts=True)
     make_bundle(tmp_path / "b", pipeline=pipeline)
     assert demur("verify", tmp_path / "b", "--model", model)[0] == 0
+    # Nothing runs here that would have a number format, so that of the bundle is taken.
+    engine = StubEngine(
+        identity=replace(identity, weights=served_as(identity.weights, "bfloat16")), tokenizer=tokenizer
+    )
+    make_bundle(tmp_path / "half", pipeline=pipeline_on(engine, own_prompts=True))
+    assert demur("verify", tmp_path / "half", "--model", model)[0] == 0
     task = tmp_path / "route.yaml"
     task.write_text("name: route\nquestion: Which team now?\noptions: [billing, technical, sales]\n")
     code, _, err = demur("verify", tmp_path / "b", "--model", model, "--tasks", task)
