@@ -5,7 +5,7 @@
 
 `question` and `options` stand in a row only where they differ from row to row, `slice` where a task has slices and the
 input does not name its own; `thought` is written reasoning for training to learn; `meta` may hold anything. All faults
-of a file are reported together. Rows with the same content are kept once.
+of a file are reported together. Rows with the same content are kept once (in each slice).
 """
 
 import hashlib
@@ -111,9 +111,9 @@ def parse_labelled(
             rows.append(_row(line, text, question, labelled, slice_by))
         except _Fault as fault:
             faults.append(f"{name}:{line}: {fault}")
-    kept: dict[str, LabelledRow] = {}
+    kept: dict[tuple[str, str | None], LabelledRow] = {}
     for row in rows:
-        first = kept.setdefault(row.hash, row)
+        first = kept.setdefault((row.hash, row.slice), row)
         if first.label != row.label:
             names = [(row.own or question).names[label] for label in (first.label, row.label) if label is not None]
             faults.append(

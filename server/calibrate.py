@@ -231,14 +231,17 @@ def _split(readings: Readings, plan: Plan) -> tuple[NDArray[np.bool_], NDArray[n
 def _certifying(
     readings: Readings, allowed: NDArray[np.bool_], mass_limit: float, never: frozenset[str], fitted: int
 ) -> tuple[NDArray[np.int64], Counts]:
-    """Indices of the certifying rows. Which row speaks for its group is decided by hash, blind to its label."""
+    """Indices of the certifying rows. Which row speaks for its group is decided by hash, blind to its label.
+
+    Slices are certified one by one, so a group speaks in each of its own.
+    """
     seen = {row.unit for row in readings.rows if row.hash in never}
     fresh = np.array([row.unit not in seen for row in readings.rows])
     heavy = readings.label_mass >= mass_limit
     usable = sorted(np.flatnonzero(allowed & fresh & heavy), key=lambda index: readings.rows[index].hash)
-    first: dict[str, int] = {}
+    first: dict[tuple[str, str | None], int] = {}
     for index in usable:
-        first.setdefault(readings.rows[index].unit, int(index))
+        first.setdefault((readings.rows[index].unit, readings.rows[index].slice), int(index))
     chosen = np.array(sorted(first.values()), dtype=np.int64)
     counts = Counts(
         fitted=fitted,

@@ -80,6 +80,13 @@ def test_rows_may_bring_their_own_question_but_not_into_a_bundle():
         require_fixed_question(data)
 
 
+def test_one_input_in_two_slices_is_two_rows():
+    rows = (good("hi", slice="de"), good("hi", "sales", slice="en"), good("hi", slice="de"))
+    data = parse(*rows, slice_by="language")
+    assert [(row.slice, row.label) for row in data.rows] == [("de", 0), ("en", 1)]
+    assert data.duplicates == 1
+
+
 def test_the_tasks_question_spelled_out_is_the_tasks():
     """Else a row would be another one, which no hash of rows that were seen leaves out."""
     plain = parse(good()).rows[0]
