@@ -1,7 +1,7 @@
 """The server process: socket, engine, signals, and how it all ends.
 
-Exit statuses: 0 after a drain, 1 when the model or the tasks cannot be served, 70 when the engine died or hung, 75 when
-the store's database cannot be reached.
+Exit statuses: 0 after a drain, 1 when the model or the tasks cannot be served, 70 when the engine did not start, died
+or hung, 75 when the store's database cannot be reached.
 """
 
 import asyncio
@@ -27,8 +27,8 @@ from demur.server.decide import DecidePipeline, Prepared
 from demur.server.desk import CalibrationDesk
 from demur.server.engines import watch
 from demur.server.engines.identity import ModelUnusable
-from demur.server.engines.vllm_engine import VllmEngine, VllmSettings
-from demur.server.errors import DemurError, Unavailable
+from demur.server.engines.vllm_engine import EngineNotStarted, VllmEngine, VllmSettings
+from demur.server.errors import DemurError, EngineUnavailable, Unavailable
 from demur.server.lifecycle import Lifecycle, Phase
 from demur.server.loop.loop import Loop
 from demur.server.loop.watch import Watch
@@ -175,13 +175,16 @@ class DemurServer:
             if self._watch is not None:
                 pipeline.standing = self._watch.standing
             prepared = await self._fitting(pipeline, tasks, bundles)
-            await pipeline.warm(prepared)
+            await watch.unless(engine.failed(), pipeline.warm(prepared))
             pipeline.adopt(prepared)
             pipeline.serve_shadows(tasks.values(), self._shadows)
             self._registry.current, self._registry.bundles = tasks, prepared.bundles
             if self._watch is not None:
                 await self._watch.begin(prepared.bundles)
                 self._watch.start()
+        except (EngineNotStarted, EngineUnavailable) as error:
+            await self._engine_failed(str(error))
+            return
         except (ModelUnusable, DecisionError, DemurError) as error:
             _log.error("cannot serve: %s", error)
             self._lifecycle.fail(str(error))
@@ -209,6 +212,10 @@ class DemurServer:
             # Ctrl-C reaches vLLM's processes too, and they end at once; nobody is waiting for them.
             self._stop(0)
             return
+        await self._engine_failed(reason)
+
+    async def _engine_failed(self, reason: str) -> None:
+        """Tells those who wait, and ends the server."""
         _log.error("the engine failed: %s", reason)
         self._status = EXIT_ENGINE  # also if a signal ends the wait below
         self._on_failure()

@@ -4,7 +4,7 @@ import asyncio
 import math
 import os
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from itertools import count
 from pathlib import Path
@@ -18,7 +18,7 @@ from demur.server.engines import watch
 from demur.server.engines.adapter import Adapter, check_adapter
 from demur.server.engines.base import Generation, TokenRead
 from demur.server.engines.identity import ModelUnusable, check_servable, identify, model_directory
-from demur.server.engines.vllm_plugin import LABEL_LIMIT, raise_label_limit
+from demur.server.engines.vllm_plugin import LABEL_LIMIT, is_loaded, raise_label_limit
 from demur.server.errors import EngineUnavailable
 
 _STOCK_LIMIT = 128
@@ -70,6 +70,10 @@ def _prepare_environment(settings: VllmSettings) -> None:
         os.environ.setdefault(name, value)
 
 
+class EngineNotStarted(ModelUnusable):
+    """vLLM took the model and did not come up all the same; starting again may help, as when memory was short."""
+
+
 class VllmEngine:
     """Implements `Engine`. Make one with `await VllmEngine.start(settings)`."""
 
@@ -96,20 +100,29 @@ class VllmEngine:
 
     @classmethod
     async def start(cls, settings: VllmSettings) -> "VllmEngine":
-        """Starts vLLM (20 to 60 s on a CPU), and probes it. Raises `ModelUnusable` with the reason."""
+        """Starts vLLM (20 to 60 s on a CPU), and probes it.
+
+        Raises `ModelUnusable` with the reason, `EngineNotStarted` where that may be another one the next time.
+        """
         directory = await asyncio.to_thread(model_directory, settings.model)
         config = check_servable(directory, cpu=on_cpu())
         adapter = None if settings.adapter is None else check_adapter(settings.adapter, directory, config)
         _prepare_environment(settings)
+        # A worker with vLLM's own limit does not refuse more labels than that: it fails.
+        settings = replace(settings, wide_reads=settings.wide_reads and is_loaded())
         before = {process.pid for process in watch.children()}
+        # In threads: it takes a minute, and whoever serves answers probes meanwhile.
         try:
-            # In a thread: it takes a minute, and whoever serves answers probes meanwhile.
-            llm, tokenizer = await asyncio.to_thread(_start_vllm, settings, directory, config, adapter)
+            configured, tokenizer = await asyncio.to_thread(_configure, settings, directory, config, adapter)
+        except Exception as error:  # whatever vLLM says no with
+            raise ModelUnusable(f"vLLM cannot serve {directory.name}: {_first_line(error)}") from error
+        try:
+            llm = await asyncio.to_thread(_start_vllm, configured)
         except BaseException as error:
             watch.kill([process for process in watch.children() if process.pid not in before])
             if not isinstance(error, Exception):
                 raise
-            raise ModelUnusable(f"vLLM cannot serve {directory.name}: {_first_line(error)}") from error
+            raise EngineNotStarted(f"vLLM did not start with {directory.name}: {_first_line(error)}") from error
         processes = [process for process in watch.children() if process.pid not in before]
         try:
             identity = await asyncio.to_thread(
@@ -124,9 +137,11 @@ class VllmEngine:
             )
             engine = cls(settings, llm, tokenizer, identity, processes)
             engine._listen()
-            if adapter is not None:
-                await engine._adapt(adapter)
-            await engine._probe()
+            await watch.unless(engine.failed(), engine._begin(adapter))
+        except EngineUnavailable as error:
+            watch.kill(processes)  # a dead or stopped engine would not answer a polite request
+            llm.shutdown()
+            raise EngineNotStarted(f"vLLM failed as it started with {directory.name}: {error.detail}") from error
         except BaseException:
             llm.shutdown()
             watch.kill(processes)
@@ -144,13 +159,22 @@ class VllmEngine:
 
         manager.record = recorded
 
+    async def _begin(self, adapter: Adapter | None) -> None:
+        """What is done before the engine is used."""
+        if adapter is not None:
+            await self._adapt(adapter)
+        await self._probe()
+
     async def _adapt(self, adapter: Adapter) -> None:
         """Loads the adapter, which every request then carries."""
         from vllm.lora.request import LoRARequest
+        from vllm.v1.engine.exceptions import EngineDeadError
 
         self._lora = LoRARequest(adapter.path.name, 1, str(adapter.path))
         try:
             await self._llm.add_lora(self._lora)
+        except EngineDeadError as error:
+            raise EngineUnavailable(f"the engine failed: {_first_line(error)}") from error
         except Exception as error:  # whatever vLLM says no with
             raise ModelUnusable(f"vLLM cannot serve the adapter {adapter.path}: {_first_line(error)}") from error
 
@@ -310,12 +334,13 @@ class VllmEngine:
         type(self._llm).__del__ = lambda _: None
 
 
-def _start_vllm(
+def _configure(
     settings: VllmSettings, directory: Path, config: dict[str, Any], adapter: Adapter | None
 ) -> tuple[Any, Any]:
+    """vLLM's configuration, which it refuses where it cannot serve the model at all, and the tokenizer."""
     from transformers import AutoTokenizer
     from vllm import AsyncEngineArgs
-    from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.usage.usage_lib import UsageContext
 
     if settings.wide_reads:
         raise_label_limit()
@@ -323,7 +348,13 @@ def _start_vllm(
     arguments = _engine_arguments(settings, str(directory), config)
     if adapter is not None:
         arguments |= {"enable_lora": True, "max_lora_rank": adapter.max_rank}
-    return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments)), tokenizer
+    return AsyncEngineArgs(**arguments).create_engine_config(UsageContext.ENGINE_CONTEXT), tokenizer
+
+
+def _start_vllm(configured: Any) -> Any:
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    return AsyncLLM.from_vllm_config(configured)
 
 
 async def _together(reads: Sequence[Coroutine[Any, Any, TokenRead]]) -> list[TokenRead]:

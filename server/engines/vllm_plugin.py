@@ -4,9 +4,18 @@ vLLM loads entry points of the group `vllm.general_plugins` in every process it 
 the GPU workers, which size a buffer by it. The CPU's V1 runner has no limit of its own.
 """
 
+import os
 import sys
 
+#: Its name among the entry points.
+NAME = "demur_wide_readouts"
 LABEL_LIMIT = 256
+
+
+def is_loaded() -> bool:
+    """Whether vLLM's processes load it: where `VLLM_PLUGINS` lists plugins, they load no others."""
+    listed = os.environ.get("VLLM_PLUGINS")
+    return listed is None or NAME in listed.split(",")
 
 
 def raise_label_limit() -> None:

@@ -6,10 +6,13 @@ nothing has come out of it for `hang_timeout` seconds.
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from multiprocessing import resource_tracker
+from typing import Any
 
 import psutil
+
+from demur.server.errors import EngineUnavailable
 
 POLL_SECONDS = 0.5
 
@@ -84,6 +87,20 @@ async def watch(
         if silent > hang_timeout:
             return f"no output for {silent:.0f} s with {heartbeat.pending} requests pending"
         await asyncio.sleep(POLL_SECONDS)
+
+
+async def unless(failed: Coroutine[Any, Any, str], work: Coroutine[Any, Any, None]) -> None:
+    """Does the work. Raises `EngineUnavailable` once `failed` returns why, whatever the work still waits for."""
+    tasks = asyncio.ensure_future(work), asyncio.ensure_future(failed)
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if not tasks[0].done():
+            raise EngineUnavailable(tasks[1].result())
+        tasks[0].result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def end_resource_tracker() -> None:

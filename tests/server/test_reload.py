@@ -8,9 +8,12 @@ import pytest
 
 from demur.decision.errors import BundleError
 from demur.decision.taskfile import load_task
+from demur.server import serve
 from demur.server.admission import Admission
 from demur.server.desk import CalibrationDesk
-from demur.server.lifecycle import Lifecycle
+from demur.server.engines.vllm_engine import EngineNotStarted
+from demur.server.errors import EngineUnavailable
+from demur.server.lifecycle import Lifecycle, Phase
 from demur.server.loop.loop import Loop
 from demur.server.loop.watch import Watch
 from demur.server.metrics import Metrics
@@ -142,6 +145,38 @@ async def test_labels_that_cannot_be_read_are_named_with_file_and_line(server, t
     assert built._registry.current is before
     assert f"{file}:6: task more: option 2" in caplog.text
     assert "use the letter readout" in caplog.text
+
+
+@pytest.mark.parametrize("how", ["not started", "dead", "hung"])
+async def test_an_engine_that_fails_while_the_server_starts_is_worth_another_start(server, monkeypatch, how):
+    async def read(*_):
+        if how == "dead":
+            raise EngineUnavailable("the engine failed")
+        await asyncio.Event().wait()
+
+    async def failed():
+        if how == "dead":
+            await asyncio.Event().wait()
+        return "no output for 60 s"
+
+    async def start(_):
+        if how == "not started":
+            raise EngineNotStarted("vLLM did not start")
+        engine = StubEngine()
+        engine.read, engine.failed = read, failed
+        return engine
+
+    monkeypatch.setattr(VllmEngine, "start", start)
+    monkeypatch.setattr(serve, "_LAST_ANSWERS_S", 0)
+    told = []
+    built = server(model="stub")
+    built._on_failure = lambda: told.append(True)
+    built._lifecycle, built._http = Lifecycle(), SimpleNamespace(config=SimpleNamespace())
+    tasks = {"route": load_task(built.settings.tasks / "route.yaml")}
+    async with asyncio.timeout(20):
+        await built._start(tasks, {}, "http://127.0.0.1:1")
+    assert (built._status, built._lifecycle.phase, told) == (EXIT_ENGINE, Phase.FAILED, [True])
+    assert built._stopping.is_set()
 
 
 async def test_a_signal_after_the_engine_failed_does_not_make_it_a_success(server, monkeypatch):
