@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from types import TracebackType
 from typing import Self, TypeVar, Unpack
@@ -61,20 +61,22 @@ class AsyncClient:
         """As `Client.decide_batch`."""
         return await self._run(_calls.decide_batch(values, ask))
 
-    async def decide_many(
+    def decide_many(
         self, inputs: Iterable[JsonInput], /, *, batch_size: int = 32, concurrency: int = 4, **ask: Unpack[Ask]
     ) -> AsyncIterator[Item]:
         """As `Client.decide_many`; leaving the iteration early (and closing it) cancels the batches under way."""
-        ahead = batches(inputs, batch_size, concurrency)
+        return self._stream(batches(inputs, batch_size, concurrency), concurrency, ask)
+
+    async def _stream(self, ahead: Iterator[Batch], concurrency: int, ask: Ask) -> AsyncIterator[Item]:
         pending: deque[asyncio.Task[list[Item]]] = deque()
         try:
-            pending.extend(
-                asyncio.create_task(self._batch(batch, ask)) for batch in itertools.islice(ahead, concurrency)
-            )
-            while pending:
+            while True:
+                room = concurrency - len(pending)
+                pending.extend(asyncio.create_task(self._batch(batch, ask)) for batch in itertools.islice(ahead, room))
+                if not pending:
+                    return
                 items = await pending[0]
                 pending.popleft()
-                pending.extend(asyncio.create_task(self._batch(batch, ask)) for batch in itertools.islice(ahead, 1))
                 for item in items:
                     yield item
         finally:
@@ -227,7 +229,7 @@ class AsyncClient:
 
     async def _batch(self, batch: Batch, ask: Ask) -> list[Item]:
         try:
-            return batch.outcomes(await self._run(_calls.decide_batch(batch.values, ask)))
+            return batch.outcomes(await self._run(batch.call(ask)))
         except DemurClientError as error:
             return batch.failures(error)
 

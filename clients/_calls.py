@@ -223,7 +223,6 @@ def _options(options: Sequence[str] | Mapping[str, str | None]) -> list[dict[str
 
 
 def encode(body: dict[str, Any]) -> bytes:
-    """JSON of a body. Raises ValueError or TypeError where JSON cannot say it, without quoting it."""
     """A body as JSON. Raises ValueError or TypeError, in words that quote nothing."""
     # The errors of json and of the codec quote what they choke on, hence `from None` and words of our own.
     try:

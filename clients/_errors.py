@@ -18,7 +18,8 @@ DemurClientError
     └── ServerError           any other 5xx
 
 Arguments that cannot make a request (no task and no question, text that is no valid Unicode) raise `TypeError` or
-`ValueError` before anything is sent. No message holds an input or a key.
+`ValueError` before anything is sent; an input of `decide_many` that JSON cannot say is an `InvalidRequest` of its item
+alone. No message holds an input or a key.
 """
 
 from collections.abc import Mapping

@@ -81,17 +81,21 @@ class Client:
 
         `inputs` is read only as far as needed. A batch lost to the network, to overload or to its deadline after all
         retries gives its error to each of its items; an error that every batch would meet (a wrong key, an unknown
-        task) is raised. Leaving the iteration early waits for the batches under way and starts no more.
+        task) is raised, and one of `inputs` itself after the items before it. Leaving the iteration early waits for the
+        batches under way and starts no more.
         """
-        ahead = batches(inputs, batch_size, concurrency)
+        return self._stream(batches(inputs, batch_size, concurrency), concurrency, ask)
+
+    def _stream(self, ahead: Iterator[Batch], concurrency: int, ask: Ask) -> Iterator[Item]:
         pool = ThreadPoolExecutor(concurrency, thread_name_prefix="demur-client")
         pending: deque[Future[list[Item]]] = deque()
         try:
-            pending.extend(pool.submit(self._batch, batch, ask) for batch in itertools.islice(ahead, concurrency))
-            while pending:
-                items = pending.popleft().result()
-                pending.extend(pool.submit(self._batch, batch, ask) for batch in itertools.islice(ahead, 1))
-                yield from items
+            while True:
+                room = concurrency - len(pending)
+                pending.extend(pool.submit(self._batch, batch, ask) for batch in itertools.islice(ahead, room))
+                if not pending:
+                    return
+                yield from pending.popleft().result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -255,7 +259,7 @@ class Client:
 
     def _batch(self, batch: Batch, ask: Ask) -> list[Item]:
         try:
-            return batch.outcomes(self._run(_calls.decide_batch(batch.values, ask)))
+            return batch.outcomes(self._run(batch.call(ask)))
         except DemurClientError as error:
             return batch.failures(error)
 

@@ -2,11 +2,22 @@
 
 import itertools
 import json
+from collections.abc import AsyncIterator
 
 import httpx
 import pytest
 
-from demur.clients import AsyncClient, AuthenticationError, Client, ConnectionFailed, Overloaded, RetryPolicy, TooLarge
+from demur.clients import (
+    AsyncClient,
+    AuthenticationError,
+    Client,
+    ConnectionFailed,
+    InvalidRequest,
+    Overloaded,
+    Problem,
+    RetryPolicy,
+    TooLarge,
+)
 
 
 @pytest.fixture
@@ -81,6 +92,58 @@ async def test_limits_must_let_something_through(connect, script, echo, limits):
         await connect(script(echo))("decide_many", ["a"], task="t", **limits)
 
 
+def test_limits_are_refused_at_the_call(connect, script, echo):
+    with pytest.raises(ValueError, match="at least 1"):
+        connect(script(echo)).client.decide_many(["a"], task="t", batch_size=0)
+
+
+async def test_an_input_that_json_cannot_say_is_the_outcome_of_that_input_alone(connect, script, echo):
+    server = script(echo)
+    inputs = ["a", "\ud800", "c", {"n": float("nan")}]
+    items = await connect(server)("decide_many", inputs, task="t", concurrency=1)
+    assert [item.index for item in items] == [0, 1, 2, 3]
+    assert [type(item.error) for item in items] == [type(None), InvalidRequest, type(None), InvalidRequest]
+    assert [json.loads(request.content)["inputs"] for request in server.requests] == [["a"], ["c"]]
+
+
+async def _take(stream, taken):
+    if isinstance(stream, AsyncIterator):
+        async for item in stream:
+            taken.append(item.unwrap().decision)
+    else:
+        for item in stream:
+            taken.append(item.unwrap().decision)
+
+
+@pytest.mark.parametrize("failure", [OSError("the file is gone"), Overloaded(Problem(429, "overloaded", "", ""))])
+async def test_inputs_that_end_in_an_error_lose_nothing_before_it(connect, script, echo, failure):
+    def inputs():
+        yield from ("a", "b", "c")
+        raise failure
+
+    taken = []
+    with pytest.raises(type(failure)) as caught:
+        await _take(connect(script(echo)).client.decide_many(inputs(), task="t", batch_size=2), taken)
+    assert taken == ["a", "b", "c"]
+    assert caught.value is failure
+
+
+async def test_an_input_of_a_type_that_is_none_is_raised_after_those_before_it(connect, script, echo):
+    taken = []
+    with pytest.raises(TypeError):
+        await _take(connect(script(echo)).client.decide_many(["a", "b", "c", object(), "e"], task="t"), taken)
+    assert taken == ["a", "b", "c"]
+
+
+def test_items_are_given_before_more_is_read(script, echo):
+    said = []
+    with Client(transport=httpx.MockTransport(script(echo))) as client:
+        talk = client.decide_many(iter(lambda: f"after {len(said)}", None), task="t", batch_size=1, concurrency=1)
+        said += [next(talk).unwrap().decision]
+        said += [next(talk).unwrap().decision]
+    assert said == ["after 0", "after 1"]
+
+
 def test_inputs_are_read_only_as_far_as_needed(script, echo):
     taken = itertools.count()
     inputs = (f"i{next(taken)}" for _ in itertools.count())
@@ -89,7 +152,7 @@ def test_inputs_are_read_only_as_far_as_needed(script, echo):
         first = next(stream)
         stream.close()
     assert first.index == 0
-    assert next(taken) == 8  # three batches under way, and one that replaced the first
+    assert next(taken) == 6  # three batches under way; the next is read when the items of the first were taken
 
 
 async def test_an_early_end_cancels_what_is_under_way(echo):

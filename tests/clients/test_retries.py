@@ -139,6 +139,7 @@ def test_retry_after_in_seconds(value, expected):
 
 
 def test_retry_after_as_a_date():
+    assert read_retry_after("Mon, 01 Jan 99999999999 00:00:00 GMT") is None
     ahead = datetime.now(UTC) + timedelta(minutes=10)
     assert 590 < read_retry_after(format_datetime(ahead, usegmt=True)) <= 600
     assert read_retry_after("Thu, 01 Jan 2015 00:00:00 GMT") == 0
