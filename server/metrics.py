@@ -34,7 +34,10 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._engine = engine
         self.decisions = Counter(
-            "demur_decisions", "Decisions answered.", ("task", "verdict", "reason"), registry=self.registry
+            "demur_decisions",
+            "Decisions made, also those of a /v1/systemone request that failed by another of its questions.",
+            ("task", "verdict", "reason"),
+            registry=self.registry,
         )
         self.decision_seconds = Histogram(
             "demur_decision_seconds", "Time of a decision.", ("task", "mode"), buckets=_SECONDS
