@@ -16,7 +16,7 @@ from demur.clients._answers import Item
 from demur.clients._calls import Ask, Call, JsonInput, NewPolicy
 from demur.clients._config import DEFAULT_TIMEOUT, resolve
 from demur.clients._errors import ConnectionFailed, DemurClientError, Timeout, Unavailable
-from demur.clients._exchange import Pause, exchange
+from demur.clients._exchange import MAX_REQUESTS, Pause, Send, exchange
 from demur.clients._loop_calls import Kind, Label
 from demur.clients._loop_models import (
     BundleVersion,
@@ -50,6 +50,7 @@ class AsyncClient:
     ) -> None:
         self._settings = resolve(base_url, api_key, timeout, retry)
         self._http = httpx.AsyncClient(transport=transport)
+        self._places = asyncio.Semaphore(MAX_REQUESTS)
         self._clock = clock
         self._sleep = sleep
 
@@ -247,6 +248,14 @@ class AsyncClient:
                 await self._sleep(step.seconds)
                 continue
             try:
-                reply = await self._http.send(step.request)
+                reply = await self._send(step)
             except httpx.RequestError as error:
                 reply = error
+
+    async def _send(self, step: Send) -> httpx.Response:
+        # The timeouts of httpx bound each wait for a piece of the answer, not all of them together.
+        try:
+            async with asyncio.timeout(step.ends - self._clock()), self._places:
+                return await self._http.send(step.build())
+        except TimeoutError:
+            raise httpx.ReadTimeout("no whole answer in time") from None

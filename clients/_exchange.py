@@ -29,14 +29,21 @@ DEADLINE_HEADER = "X-Demur-Deadline-Ms"
 #: Opening a connection that takes longer has failed; a later attempt may reach another machine.
 CONNECT_SECONDS = 5.0
 
+#: Requests of one client that are under way at once, as many as httpx has connections; others wait for a place.
+MAX_REQUESTS = 100
+
 _logger = logging.getLogger("demur.clients")
 
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Send this request and give back its response, or the `httpx.RequestError` that it ended in."""
+    """Send this request by `ends` of the clock, and give back its response or the `httpx.RequestError` it ended in.
 
-    request: httpx.Request
+    Build it when there is a place for it: it tells the server how much time is left.
+    """
+
+    build: Callable[[], httpx.Request]
+    ends: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +64,9 @@ def exchange(call: Call[T], settings: Settings, clock: Callable[[], float]) -> E
     attempts = settings.retry.attempts if call.retried else 1
     attempt = 1
     while True:
-        left = ends - clock()
-        if left <= 0:
+        if clock() >= ends:
             raise Timeout(f"{_name(call, settings)}: no answer within {budget:g} s")
-        reply = yield Send(_request(call, settings, left))
+        reply = yield Send(lambda: _request(call, settings, ends - clock()), ends)
         if isinstance(reply, httpx.Response) and reply.is_success:
             return _answer(reply, call, settings)
         error, retry_after, passing = _failure(reply, call, settings, budget)
@@ -80,7 +86,8 @@ def exchange(call: Call[T], settings: Settings, clock: Callable[[], float]) -> E
 
 
 def _request(call: Call[T], settings: Settings, left: float) -> httpx.Request:
-    headers = {"Accept": "application/json", "User-Agent": USER_AGENT, DEADLINE_HEADER: str(max(1, int(left * 1000)))}
+    left = max(left, 0.001)  # the wait for a place may have taken all of it
+    headers = {"Accept": "application/json", "User-Agent": USER_AGENT, DEADLINE_HEADER: str(int(left * 1000))}
     headers |= call.headers
     if call.body is not None:
         headers["Content-Type"] = "application/json"

@@ -1,13 +1,15 @@
 """The blocking client."""
 
 import itertools
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from datetime import datetime
 from types import TracebackType
-from typing import Self, TypeVar, Unpack
+from typing import Self, TypeVar, Unpack, cast
 
 import httpx
 
@@ -16,7 +18,7 @@ from demur.clients._answers import Item
 from demur.clients._calls import Ask, Call, JsonInput, NewPolicy
 from demur.clients._config import DEFAULT_TIMEOUT, resolve
 from demur.clients._errors import ConnectionFailed, DemurClientError, Timeout, Unavailable
-from demur.clients._exchange import Pause, exchange
+from demur.clients._exchange import MAX_REQUESTS, Pause, Send, exchange
 from demur.clients._loop_calls import Kind, Label
 from demur.clients._loop_models import (
     BundleVersion,
@@ -32,6 +34,23 @@ from demur.clients._models import Answer, ModelInfo, ShadowPolicy, TaskCalibrati
 from demur.clients._retry import RetryPolicy
 
 T = TypeVar("T")
+
+
+class _Bounded(httpx.SyncByteStream):
+    """A stream that fails at the first piece behind the call's end; httpx bounds the wait for each piece only."""
+
+    def __init__(self, stream: httpx.SyncByteStream, over: Callable[[], bool]) -> None:
+        self._stream = stream
+        self._over = over
+
+    def __iter__(self) -> Iterator[bytes]:
+        for piece in self._stream:
+            if self._over():
+                raise httpx.ReadTimeout("no whole answer in time")
+            yield piece
+
+    def close(self) -> None:
+        self._stream.close()
 
 
 class Client:
@@ -60,6 +79,7 @@ class Client:
     ) -> None:
         self._settings = resolve(base_url, api_key, timeout, retry)
         self._http = httpx.Client(transport=transport)
+        self._places = threading.Semaphore(MAX_REQUESTS)
         self._clock = clock
         self._sleep = sleep
 
@@ -277,6 +297,18 @@ class Client:
                 self._sleep(step.seconds)
                 continue
             try:
-                reply = self._http.send(step.request)
+                reply = self._send(step)
             except httpx.RequestError as error:
                 reply = error
+
+    def _send(self, step: Send) -> httpx.Response:
+        if not self._places.acquire(timeout=max(0.0, step.ends - self._clock())):
+            raise httpx.PoolTimeout("no place for this request in time")
+        try:
+            with closing(self._http.send(step.build(), stream=True)) as response:
+                stream = cast("httpx.SyncByteStream", response.stream)
+                response.stream = _Bounded(stream, lambda: self._clock() >= step.ends)
+                response.read()
+            return response
+        finally:
+            self._places.release()

@@ -17,6 +17,7 @@ class Service:
     def __init__(self):
         self.seen = []
         self.respond = None
+        self.drips = False
 
     async def __call__(self, scope, receive, send):
         body, more = b"", True
@@ -29,7 +30,11 @@ class Service:
         fields = {"content-type": "application/json", "content-length": str(len(content)), **extra}
         raw = [(name.encode(), value.encode()) for name, value in fields.items()]
         await send({"type": "http.response.start", "status": status, "headers": raw})
-        await send({"type": "http.response.body", "body": content})
+        drops = [content[at : at + 1] for at in range(len(content))] if self.drips else [content]
+        for drop in drops:
+            await send({"type": "http.response.body", "body": drop, "more_body": True})
+            await asyncio.sleep(0.05 if self.drips else 0)
+        await send({"type": "http.response.body"})
 
 
 @pytest.fixture
@@ -65,6 +70,15 @@ async def test_an_answer_that_never_comes_ends_at_the_deadline(connect, service)
         await connect(None, base_url=service.url)("decide", "x", task="t", deadline=0.2)
     assert await asyncio.to_thread(gone.wait, 10)  # the connection was closed, so that the server can stop its work
     assert [1 <= int(headers["x-demur-deadline-ms"]) <= 200 for headers in service.seen] == [True]
+
+
+async def test_an_answer_that_drips_ends_at_the_deadline(connect, service):
+    async def respond(count, body, receive):
+        return 200, {}, b'{"version": "1"}'
+
+    service.respond, service.drips = respond, True
+    with pytest.raises(Timeout, match=r"no answer within 0\.2 s"):
+        await connect(None, base_url=service.url, timeout=0.2)("version")
 
 
 async def test_overload_passes(connect, service, answer):

@@ -1,5 +1,8 @@
 """When the clients try again, and for how long."""
 
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
@@ -8,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from demur.clients import ConnectionFailed, Overloaded, RetryPolicy, Timeout, Unavailable
+from demur.clients import AsyncClient, Client, ConnectionFailed, Overloaded, RetryPolicy, Timeout, Unavailable
 from demur.clients._retry import read_retry_after
 
 
@@ -93,6 +96,40 @@ async def test_an_answer_that_is_late_is_a_timeout_and_final(connect, script, ti
     with pytest.raises(Timeout, match="no answer within 4 s"):
         await connect(server)("decide", "x", task="t", deadline=4)
     assert len(server.requests) == 1
+
+
+async def test_a_request_that_waited_for_a_place_says_what_is_left(time, answer, monkeypatch):
+    monkeypatch.setattr("demur.clients._async.MAX_REQUESTS", 1)
+    told = []
+
+    async def handler(request):
+        told.append(request.headers["X-Demur-Deadline-Ms"])
+        await asyncio.sleep(0)  # the other call comes, and waits
+        time.now += 2.0
+        return httpx.Response(200, json=answer)
+
+    async with AsyncClient(transport=httpx.MockTransport(handler), clock=time.clock) as client:
+        await asyncio.gather(*(client.decide("x", task="t", deadline=10) for _ in range(2)))
+    assert told == ["10000", "8000"]
+
+
+def test_a_request_waits_for_a_place_until_its_deadline(answer, monkeypatch):
+    monkeypatch.setattr("demur.clients._sync.MAX_REQUESTS", 1)
+    asked, goes_on = threading.Event(), threading.Event()
+
+    def handler(request):
+        asked.set()
+        goes_on.wait(10)
+        return httpx.Response(200, json=answer)
+
+    with Client(transport=httpx.MockTransport(handler)) as client, ThreadPoolExecutor(1) as other:
+        first = other.submit(client.decide, "x", task="t")
+        asked.wait(10)
+        with pytest.raises(Timeout):
+            client.decide("y", task="t", deadline=0.05)
+        goes_on.set()
+        assert first.result().id == "d-1"
+        assert client.decide("z", task="t").id == "d-1"
 
 
 @pytest.mark.parametrize("deadline", [0, -1, float("nan"), float("inf")])
