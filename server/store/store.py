@@ -33,6 +33,7 @@ class Store:
         self._reading = reading
         self._secret = secret
         self._timeout_s = timeout_s
+        self._closed = False
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="demur-store-read")
         self.writer = Writer(writing, timeout_s=timeout_s)
         self.options = OptionSets()
@@ -117,6 +118,7 @@ class Store:
 
     def close(self) -> None:
         """Ends the threads and the connections; what waits to be written is."""
+        self._closed = True
         self.writer.close()
         self._readers.shutdown(wait=False, cancel_futures=True)
         self._writing.dispose()
@@ -127,7 +129,11 @@ class Store:
             with engine.connect() as connection:
                 if connection.dialect.name == "postgresql":
                     connection = connection.execution_options(isolation_level="REPEATABLE READ")
-                return job(connection)
+                try:
+                    return job(connection)
+                finally:
+                    if self._closed:
+                        connection.detach()  # its pool is gone, and would neither use it again nor close it
         except Exception as error:
             if unavailable(error):
                 raise StoreUnavailable("the store does not answer") from error

@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import json
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -369,6 +370,25 @@ def test_a_wrong_place_is_said_without_the_password(tmp_path):
     (tmp_path / "demur.db").write_bytes(b"not a database" * 100)
     with pytest.raises(StoreError):
         Store.open(store_url(None, tmp_path))
+
+
+def test_a_read_that_outlives_the_store_leaves_no_connection_behind(database):
+    one = opened(database)
+    begun, on, held = threading.Event(), threading.Event(), []
+
+    def slowly(connection):
+        held.append(connection.connection.dbapi_connection)
+        begun.set()
+        on.wait(20)
+
+    reading = threading.Thread(target=one.read_now, args=(slowly,))
+    reading.start()
+    assert begun.wait(20)
+    one.close()
+    on.set()
+    reading.join(20)
+    with pytest.raises(Exception, match="closed"):
+        held[0].execute("SELECT 1")
 
 
 def test_what_was_learned_from_feedback_never_certifies(database, tmp_path, monkeypatch):
