@@ -72,7 +72,8 @@ async def _restart(settings: Settings, tasks: Mapping[str, Task], bundles: Mappi
         registry, metrics = Registry({}), Metrics()
         watch = Watch.over(loop, registry, metrics, settings, lambda: pipeline)
         pipeline.standing = watch.standing
-        await watch.shelf.settle(tasks, bundles)
+        await watch.shelf.settled(tasks, bundles)
+        await watch.shelf.keep(bundles)
         registry.current, registry.bundles = tasks, prepared.bundles
         await watch.begin(prepared.bundles)
         took.append(time.perf_counter() - start)
