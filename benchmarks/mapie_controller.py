@@ -54,7 +54,7 @@ def with_the_class(score: NDArray[np.float64], correct: NDArray[np.bool_], alpha
             target_level=1 - alpha,
             confidence_level=1 - delta,
             list_predict_params=_grid(method),
-            fwer_method=_procedure(method),  # type: ignore[arg-type]
+            fwer_method=_procedure(method),
         )
         x, y = score, correct.astype(int)
         with warnings.catch_warnings():
@@ -65,7 +65,7 @@ def with_the_class(score: NDArray[np.float64], correct: NDArray[np.bool_], alpha
                 x, y = x[cut:], y[cut:]
             controller.calibrate(x, y)
         best = controller.best_predict_param
-        found.append(np.nan if best is None else float(best))  # type: ignore[arg-type]
+        found.append(np.nan if best is None else float(best))
     return found
 
 
@@ -87,7 +87,7 @@ def from_counts(score: NDArray[np.float64], correct: NDArray[np.bool_], alpha: f
             hits = _hits(score[cut:], correct[cut:], params)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            valid = ltt_procedure(risk[None], level, size, n[None], True, fwer_method=_procedure(method))[0][0]  # type: ignore[arg-type]
+            valid = ltt_procedure(risk[None], level, size, n[None], True, fwer_method=_procedure(method))[0][0]
         if not valid:
             found.append(np.nan)
             continue
@@ -115,5 +115,5 @@ def _risk(
 
 def _learned_order(risk: NDArray[np.float64], n: NDArray[np.float64], level: NDArray[np.float64]) -> NDArray[np.int64]:
     p = compute_hoeffding_bentkus_p_value(risk, n, level[0], True)[:, 0]
-    nearest = np.abs(p[None, :] - _BETAS[:, None]).argmin(axis=1)
+    nearest: NDArray[np.int64] = np.abs(p[None, :] - _BETAS[:, None]).argmin(axis=1)
     return nearest[np.sort(np.unique(nearest, return_index=True)[1])]

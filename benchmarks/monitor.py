@@ -161,7 +161,7 @@ def _draw(rng: np.random.Generator, kind: str, n: int, *, less_sure: float = 0.0
 def _alarm_shares(rng: np.random.Generator, kind: str, windows: int, reference: int) -> list[float]:
     options = {"c": 5, "r": 30, "f": 2}[kind[0]]
     monitor = DriftMonitor.fit(*_draw(rng, kind, reference), options=options)
-    shifts = ({}, {"less_sure": 0.2}, {"mix": 0.2})
+    shifts: tuple[dict[str, float], ...] = ({}, {"less_sure": 0.2}, {"mix": 0.2})
     counts = (windows, windows // 10, windows // 10)
     return [
         float(np.mean([bool(monitor.read(*_draw(rng, kind, 500, **shift)).alarms) for _ in range(count)]))

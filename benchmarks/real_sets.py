@@ -107,7 +107,7 @@ def judge(name: str, readings: Readings, data: LabelledData, task: Task, readout
     shares = []
     for alpha in (0.05, 0.2):
         for route in ("label_free", "split"):
-            plan = Plan(alpha=alpha, beta=0.5, route=route)  # type: ignore[arg-type]
+            plan = Plan(alpha=alpha, beta=0.5, route=route)
             made = calibrate(readings, task, plan, readout=readout, options_vary=vary)
             covered = 0.0 if made.certificates is None else made.certificates.trusted.certified_coverage
             shares.append(f"{covered:.0%}")

@@ -10,6 +10,7 @@ import importlib.util
 import itertools
 import json
 import pydoc_data.topics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -201,7 +202,7 @@ def _gpt2() -> Any:
     return _wrap(backend, bos_token=end, eos_token=end, unk_token=end)
 
 
-_BUILDERS = {
+_BUILDERS: dict[str, Callable[[], Any]] = {
     "qwen3": _qwen3,
     "llama": _llama,
     "llama-legacy": functools.partial(_llama, legacy=True),

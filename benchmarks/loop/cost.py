@@ -1,8 +1,8 @@
 """What logging and auditing take from a real engine: the demo model, with its example task, bundle and audit rates.
 
-One engine, asked with and without the loop in turn, A B B A ..., the same inputs in both arms of a round. There are
-more callers than a step of the engine takes: a few in lockstep would make a step of their own for each one that waits
-for the disk, which measures the callers.
+One engine, asked with and without the loop in turn, A B B A ..., the same inputs in both arms of a round, but for the
+number that each begins with. There are more callers than a step of the engine takes: a few in lockstep would make a
+step of their own for each one that waits for the disk, which measures the callers.
 """
 
 import asyncio
@@ -61,9 +61,9 @@ async def _run(texts: list[str]) -> list[Row]:
         spent: dict[str, list[float]] = {"bare": [], "looped": []}
         for number in range(ROUNDS + 1):
             some = [texts[(number * INPUTS + i) % len(texts)] for i in range(INPUTS)]
-            for place, name in enumerate(sorted(arms, reverse=bool(number % 2))):
+            for second, name in enumerate(sorted(arms, reverse=bool(number % 2))):
                 # In front, since the arm that comes second would find what the first one has cached.
-                asked = [f"{2 * number + place} {text}" for text in some]
+                asked = [f"{2 * number + second} {text}" for text in some]
                 requests = [DecideRequest(tasks[_TASK].spec, text, tasks[_TASK]) for text in asked]
                 if name == "looped":
                     watch.start()  # which follows the store all the time

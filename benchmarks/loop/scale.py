@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -66,8 +67,7 @@ async def _restart(settings: Settings, tasks: Mapping[str, Task], bundles: Mappi
     took, cpu = [], []
     for _ in range(2):  # the first start finds bundles that are new to the store
         start, began = time.perf_counter(), time.process_time()
-        loop = Loop.open(settings)
-        assert loop is not None
+        loop = _open(settings)
         loop.start()
         registry, metrics = Registry({}), Metrics()
         watch = Watch.over(loop, registry, metrics, settings, lambda: pipeline)
@@ -109,6 +109,12 @@ async def _restart(settings: Settings, tasks: Mapping[str, Task], bundles: Mappi
     ]
 
 
+def _open(settings: Settings) -> Loop:
+    loop = Loop.open(settings)
+    assert loop is not None
+    return loop
+
+
 def _bundles(place: Path, tasks: Mapping[str, Task]) -> dict[str, Calibrated]:
     pipeline, issued = pipeline_on(StubEngine()), certificates()
     rng = np.random.default_rng(0)
@@ -127,11 +133,10 @@ def _bundles(place: Path, tasks: Mapping[str, Task]) -> dict[str, Calibrated]:
 
 def _fill(settings: Settings, served: Mapping[str, Served]) -> None:
     """As many decisions, audits and labels as months of traffic leave, written in one go."""
-    loop = Loop.open(settings)
-    assert loop is not None
+    loop = _open(settings)
     for one in served.values():
         for record in one.guarantees:
-            loop.store.write_now(lambda connection, record=record: put_guarantee(connection, record))
+            loop.store.write_now(partial(put_guarantee, record=record))
     loop.store.close()
     assert settings.state_dir is not None
     with sqlite3.connect(settings.state_dir / FILE) as database:
