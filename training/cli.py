@@ -91,6 +91,7 @@ def train(
             known = ", ".join(list(found.cells)[:3])
             _fail(f"{recipe} has no cell {cell!r}; it has {known}... (see --list)" if cell else "name a --cell", 2)
         from demur.training import processes, run
+        from demur.training.lock import held
 
         if bundle is not None and chosen.certify is None:
             _fail("--bundle needs the rows that certify: give the recipe a `certify` section", 2)
@@ -104,12 +105,13 @@ def train(
         if dry_run:
             click.echo("\n".join(run.dry_run(prepared, folder)))
             return
-        trained = run.train(prepared, folder, resume=resume)
-        if not processes.is_first():
-            return
-        click.echo(f"trained: {trained}")
-        if merge or bundle is not None:
-            click.echo(f"whole model: {run.merged(prepared, folder)}")
+        with held(folder):
+            trained = run.train(prepared, folder, resume=resume)
+            if not processes.is_first():
+                return
+            click.echo(f"trained: {trained}")
+            if merge or bundle is not None:
+                click.echo(f"whole model: {run.merged(prepared, folder)}")
         if bundle is not None:
             sys.exit(run.calibrate(prepared, folder, bundle))
 

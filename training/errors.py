@@ -1,6 +1,7 @@
 """Errors raised by `demur.training`.
 
 TrainingError (ValueError)
+├── InUse          another process is running in this folder
 ├── NotFinite      a loss that is no number: training has stopped, the batch is saved
 └── OutOfMemory    a micro-batch that does not fit: the next smaller one is named
 """
@@ -8,6 +9,10 @@ TrainingError (ValueError)
 
 class TrainingError(ValueError):
     """Anything this package refuses or stops at."""
+
+
+class InUse(TrainingError):
+    """Another process is running in the folder."""
 
 
 class NotFinite(TrainingError):

@@ -21,8 +21,9 @@ from demur.decision.taskfile import load_task
 from demur.training import processes, run
 from demur.training.checkpoints import complete
 from demur.training.comparison import compare
-from demur.training.errors import TrainingError
+from demur.training.errors import InUse, TrainingError
 from demur.training.grid_report import figure, table, to_json
+from demur.training.lock import held
 from demur.training.readings import Readings, load_model, load_readings, read_sets, save_readings
 from demur.training.recipe import Recipe, resolve
 from demur.training.recipefile import RecipeFile
@@ -162,11 +163,29 @@ def _named(keys: Mapping[str, str]) -> dict[str, str]:
 
 
 def run_cells(cells: Sequence[Cell], folder: Path, out: Path, *, keep_models: bool) -> None:
-    """`run_cell` for one after another, saying which."""
+    """`run_cell` for one after another, saying which. What a grid beside this one has begun comes last, if it must.
+
+    Raises InUse where several processes share each run: they would have to agree on what is left to them.
+    """
+    elsewhere: list[Cell] = []
     for cell in tqdm(cells, disable=not (processes.is_first() and sys.stderr.isatty())):
-        if processes.is_first():
-            click.echo(f"{cell.recipe.name}, seed {cell.seed}", err=True)
-        run_cell(cell, folder, out, keep_models=keep_models)
+        try:
+            with held(cell.folder(out)):
+                _say(f"{cell.recipe.name}, seed {cell.seed}")
+                run_cell(cell, folder, out, keep_models=keep_models)
+        except InUse:
+            if processes.count() > 1:
+                raise
+            elsewhere.append(cell)
+    for cell in elsewhere:
+        _say(f"{cell.recipe.name}, seed {cell.seed}: another process has begun it")
+        with held(cell.folder(out), wait=True):
+            run_cell(cell, folder, out, keep_models=keep_models)
+
+
+def _say(line: str) -> None:
+    if processes.is_first():
+        click.echo(line, err=True)
 
 
 def check_report(cells: Sequence[Cell], *, against: str | None = None, fit_on: str | None = None) -> None:

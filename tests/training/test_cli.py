@@ -19,6 +19,7 @@ from demur.decision.rowhash import TRAINING_ROWS, training_rows
 from demur.server.cli import main
 from demur.server.cli_calibrate import calibrate
 from demur.training import own_rollouts, run
+from demur.training.lock import held
 from demur.training.own_rollouts import ROLLOUTS
 from tests.models import build_model
 
@@ -105,6 +106,10 @@ def test_a_second_command_takes_nothing_from_a_run_that_still_writes(folder: Pat
         (tmp_path / name).mkdir(parents=True)
     refused = demur(folder / "recipe.yaml", "--out", tmp_path)
     assert "holds a run already" in refused.output
+    with held(tmp_path):
+        refused = demur(folder / "recipe.yaml", "--out", tmp_path, "--resume")
+    assert refused.exit_code == 1
+    assert f"another process is running in {tmp_path}" in refused.output
     assert (tmp_path / "checkpoint.writing" / "checkpoint-2").is_dir()
 
 

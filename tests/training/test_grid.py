@@ -1,6 +1,7 @@
 """Grids on a tiny model: trained, evaluated, stopped and resumed, compared."""
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from demur.server.cli import main
 from demur.training import run
 from demur.training.comparison import compare, paired_difference, row_scores
 from demur.training.grid import READINGS, cells_of, collect
+from demur.training.lock import held
 from demur.training.readings import Readings, load_model, load_readings, ordered, read_sets, save_readings
 from demur.training.recipefile import load_recipes
 from tests.models import build_model
@@ -123,6 +125,25 @@ def test_a_grid_trains_reads_resumes_and_compares(folder: Path, tmp_path: Path, 
     written_out = grid(*asked, "--set", "optimiser.weight_decay=0.0")
     assert written_out.exit_code == 0, written_out.output
     assert len(trained) == 4
+
+
+def test_grids_in_one_folder_share_the_work(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    asked = (folder / "grid.yaml", "--seeds", "1", "--no-base", "--out", tmp_path)
+    usual, trained = run.train, []
+    # Another process is in the first run, and dies once this one is in the second.
+    other = ExitStack()
+    other.enter_context(held(tmp_path / "sft.first" / "seed-0"))
+
+    def noted(prepared: Any, out: Path, **more: Any) -> Path:
+        trained.append(out.parent.name)
+        other.close()
+        return usual(prepared, out, **more)
+
+    monkeypatch.setattr(run, "train", noted)
+    result = grid(*asked)
+    assert result.exit_code == 0, result.output
+    assert trained == ["sft.second", "sft.first"]
+    assert "sft.first, seed 0: another process has begun it" in result.output
 
 
 @pytest.mark.parametrize(
