@@ -4,7 +4,8 @@
 
 Each time is the median of the repeats on one thread; where other work runs on the machine, `--processor-time` leaves
 out what the process waited. Libraries take turns within a repeat, so that a busy machine slows all of them alike.
-Nothing stops at a breach of a limit; the last line, one JSON object, says whether all held.
+All of it takes a few minutes. Nothing stops at a breach of a limit; the last line, one JSON object, says whether all
+held.
 """
 
 import argparse
@@ -274,7 +275,7 @@ def shown(seconds: float) -> str:
 
 def main() -> None:
     """Run everything and print the table and the JSON line."""
-    parser = argparse.ArgumentParser(description="Times of the calibration library beside others'.")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--decisions", type=int, default=1_000_000, help="rows for metrics and certificate")
     parser.add_argument("--processor-time", action="store_true", help="time of the process, not of the clock")

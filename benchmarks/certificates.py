@@ -4,7 +4,7 @@
 
 Validity: how often a certificate is issued of which any listed threshold is false, in settings made to break it. Power:
 certified coverage as a share of the oracle's, beside MAPIE's `BinaryClassificationController` in all its ways, on the
-same draws. Prints Markdown.
+same draws. About ten minutes on one core. Prints Markdown.
 """
 
 from __future__ import annotations

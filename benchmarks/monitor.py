@@ -2,7 +2,9 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.monitor [--streams 2000] [--delay-streams 400] [--only validity]
 
-Prints Markdown.
+Validity: how often a certificate whose promise holds is withdrawn, and how often the upper bound fails. Delay: audits
+until a broken promise is found. Drift: how often unshifted windows alarm. Timing: restoring a monitor. All of it takes
+fifteen minutes on one core. Prints Markdown, and exits with 1 when anything is not as claimed.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 Each cell for one 80 GB GPU takes two steps as its recipe says, but for what is named here: shorter thoughts, `forced`
 ones in the calibration-aware cell (random weights never write a readable decision, and the term would be zero), and the
 first rows of a JSON Lines file in place of the Hub's data set. Prints the second step's time and the peak of the GPU's
-memory.
+memory; a few minutes on an H200, whose steps took 5 to 18 s.
 """
 
 import argparse

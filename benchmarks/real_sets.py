@@ -23,6 +23,7 @@ from demur.decision.question import Option, Question
 from demur.decision.task import DecisionSpec, LengthHandling, PromptLayout, ReadoutKind, ReadoutSpec, Task, Truncation
 from demur.server.calibrate import Plan, calibrate
 from demur.server.decide import DecidePipeline
+from demur.server.demo_model import export_demo_model
 from demur.server.engines.vllm_engine import VllmEngine, VllmSettings
 from demur.server.evaluation import raw_probabilities
 from demur.server.making import after_cross_fit
@@ -120,7 +121,7 @@ def judge(name: str, readings: Readings, data: LabelledData, task: Task, readout
 async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--model", default="models/plain")
+    parser.add_argument("--model", help="Directory of the model; models/plain by default, made where it is missing.")
     parser.add_argument("--rows", type=int, default=240, help="at most so many of each set")
     parser.add_argument("--only", choices=list(SETS), help="read this set and print its row of the table")
     parser.add_argument("--reads", type=Path, default=Path("out/real_sets"), help="where reads are kept")
@@ -132,7 +133,8 @@ async def main() -> None:
         name: rows_of(given.data / f"{SETS[name].file}.jsonl", task.spec.question, given.rows)
         for name, task in tasks.items()
     }
-    engine = await VllmEngine.start(VllmSettings(model=given.model))
+    model = given.model or str(export_demo_model(Path("models/plain"), plain=True))
+    engine = await VllmEngine.start(VllmSettings(model=model))
     table = ""
     try:
         pipeline = DecidePipeline(engine, max_input_tokens=engine.identity.max_model_len)

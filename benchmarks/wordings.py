@@ -20,6 +20,7 @@ from demur.decision.labelled import read_labelled
 from demur.decision.question import Option, Question
 from demur.decision.task import DecisionSpec, LengthHandling, PromptLayout, ReadoutKind, ReadoutSpec, Task
 from demur.server.decide import DecidePipeline
+from demur.server.demo_model import export_demo_model
 from demur.server.engines.vllm_engine import VllmEngine, VllmSettings
 from demur.server.evaluation import raw_probabilities
 from demur.server.readers import PipelineReader
@@ -99,10 +100,11 @@ def task_of(wording: str, length: LengthHandling) -> Task:
 
 async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="models/plain")
+    parser.add_argument("--model", help="Directory of the model; models/plain by default, made where it is missing.")
     parser.add_argument("--first", type=int, default=0, help="Trial to begin with.")
     given = parser.parse_args()
-    engine = await VllmEngine.start(VllmSettings(model=given.model))
+    model = given.model or str(export_demo_model(Path("models/plain"), plain=True))
+    engine = await VllmEngine.start(VllmSettings(model=model))
     print(f"{len(TRIALS) * len(LIMITS)} configurations")
     print("| wording | lengths | accuracy | AURC | limit kept by 95% |\n|---|---|---|---|---|")
     try:

@@ -78,7 +78,7 @@ async def _run(texts: list[str]) -> list[Row]:
                     rates[name].append(INPUTS / took)
                     spent[name].append((time.process_time() - cpu) / INPUTS * 1e3)
                 await watch.aclose()
-            print(f"  round {number}", file=sys.stderr, flush=True)
+            print(f"  round {number} of {ROUNDS}", file=sys.stderr, flush=True)
         audits = loop.store.read_now(totals).audits
         await loop.aclose()
         await engine.aclose()

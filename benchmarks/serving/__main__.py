@@ -1,4 +1,13 @@
-"""Runs the comparisons that are named, or all: `python -m benchmarks.serving [systemone] [chat] [engine] ...`."""
+"""Speed of the server beside vLLM's own endpoints, the engine alone, and typed-gguf.
+
+    .venv/bin/python -m benchmarks.serving [systemone] [chat] [engine] [wide] [typed-gguf]
+
+systemone: decisions a second against vLLM's /v1/systemone, and the time of a request outside the engine. chat: against
+chat completions with a JSON schema. engine: against LLM.generate on the same tokens. wide: 255 options against 26.
+typed-gguf: against llama.cpp on the same model, in an environment of its own (`-m benchmarks.serving.typed_gguf` makes
+it). All of them take half an hour on two cores that do nothing else. Prints a table and a line of JSON, and exits with
+1 when a requirement is missed; benchmarks/README.md says what makes the comparisons fair.
+"""
 
 import argparse
 import importlib.metadata
@@ -22,7 +31,7 @@ COMPARISONS: dict[str, Callable[[], Sequence[Row]]] = {
 
 def main() -> int:
     """Prints a table and a line of JSON. Returns 1 when a requirement is missed."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.serving", description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(COMPARISONS)}; all by default")
     names = parser.parse_args().names or list(COMPARISONS)
     if unknown := set(names) - set(COMPARISONS):

@@ -6,6 +6,7 @@ from the source package of llama-cpp-python:
     python -m benchmarks.serving.typed_gguf
 """
 
+import argparse
 import os
 import subprocess
 import sys
@@ -88,4 +89,5 @@ def _typed_gguf() -> Iterator[int]:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     set_up()
