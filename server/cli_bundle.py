@@ -67,6 +67,8 @@ def verify(directories: tuple[Path, ...], model: Path | None, adapter: Path | No
     Says which file or which part is not as it was. Exits with 1 if there is any.
     """
     check_model_options(model, adapter)
+    if tasks is not None and model is None:
+        raise click.UsageError("--tasks wants --model, which its tasks are held against")
     wrong = False
     running = None if model is None else _Model(model, adapter)
     for directory in directories:

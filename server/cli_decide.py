@@ -44,7 +44,10 @@ def decide(
     of JSON goes to standard output for each; the exit status is 1 if any is a problem. The key is DEMUR_API_KEY.
     """
     check_model_options(model, adapter, dtype)
-    rows = list(_rows(sys.stdin)) if text is None else [_sayable({"input": text}, "the input")]
+    try:
+        rows = list(_rows(sys.stdin)) if text is None else [_sayable({"input": text}, "the input")]
+    except UnicodeDecodeError:
+        raise click.ClickException("the input is not UTF-8") from None
     if model is None:
         answers = _ask(task, rows, url, explain, concurrency)
     else:
@@ -90,7 +93,11 @@ def _ask(task: str, rows: list[Row], url: str | None, explain: bool, concurrency
     from demur.clients import Client, ConnectionFailed, DemurClientError, ProblemError
 
     try:
-        with Client(url) as client:
+        client = Client(url)
+    except ValueError as error:
+        raise click.UsageError(f"{error}; check --url, DEMUR_URL and DEMUR_API_KEY") from None
+    try:
+        with client:
             inputs = [row["input"] for row in rows]
             for item in client.decide_many(inputs, task=task, explain=explain, concurrency=concurrency):
                 if item.answer is not None:

@@ -43,6 +43,9 @@ def check(files: tuple[Path, ...], model: str | None, adapter: Path | None, data
     for path in files:
         try:
             found = read_tasks(path)
+            if not found:
+                wrong = True
+                click.echo(f"{path} has no task files (*.yaml, *.yml)", err=True)
             good += found.values()
             places += [path] * len(found)
         except TaskFileError as error:

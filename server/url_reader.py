@@ -38,9 +38,13 @@ class UrlReader:
         key = os.environ.get("DEMUR_API_KEY")
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         base = (url or os.environ.get("DEMUR_URL") or _DEFAULT).rstrip("/")
-        async with httpx.AsyncClient(base_url=base, headers=headers, timeout=_TIMEOUT_S) as http:
+        try:
+            client = httpx.AsyncClient(base_url=base, headers=headers, timeout=_TIMEOUT_S)
+        except (httpx.InvalidURL, ValueError):  # a key may be what does not fit into a header
+            raise DemurClientError("the server's URL or DEMUR_API_KEY cannot be used; check both") from None
+        async with client as http:
             pinned = await _post(http, _path(task), {"inputs": []})
-            if pinned["task_hash"] != task.content_hash:
+            if pinned.get("task_hash") != task.content_hash:
                 raise DataFileError(f"the server's task {task.name} is not that of the task file")
             yield cls(http, task, pinned)
 
@@ -75,5 +79,8 @@ async def _post(http: httpx.AsyncClient, path: str, body: Any) -> dict[str, Any]
         except (ValueError, KeyError, TypeError):
             detail = "no detail"
         raise DemurClientError(f"{http.base_url} answers {response.status_code}: {detail}")
-    answer: dict[str, Any] = response.json()
+    try:
+        answer: dict[str, Any] = response.json()
+    except ValueError:
+        raise DemurClientError(f"{http.base_url} answers with something else than JSON; is it Demur?") from None
     return answer

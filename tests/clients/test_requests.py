@@ -125,6 +125,7 @@ async def test_without_a_key_none_is_sent(connect, script):
     [
         {"base_url": "demur.test"},
         {"base_url": "ftp://demur.test"},
+        {"base_url": "http://[::"},
         {"base_url": "http://user:word@demur.test"},
         {"api_key": "two words"},
         {"api_key": "ключ"},

@@ -36,6 +36,8 @@ def test_verify(tmp_path):
         make_bundle(tmp_path / name)
     code, out, _ = demur("verify", tmp_path / "one", tmp_path / "two")
     assert (code, out.count("as they were written")) == (0, 2)
+    code, _, err = demur("verify", tmp_path / "one", "--tasks", tmp_path)
+    assert (code, "--model" in err) == (2, True), "task files alone are held against nothing"
     (tmp_path / "two" / "certificate.json").write_bytes(b"null")
     code, out, err = demur("verify", tmp_path / "one", tmp_path / "two")
     assert (code, out.count("as they were written")) == (1, 1)

@@ -1,5 +1,7 @@
 import pytest
+from click.testing import CliRunner
 
+from demur.server.cli_tasks import tasks
 from demur.server.wires.ops_models import StatusOut, TaskOut, TasksOut, VersionOut
 
 from .conftest import TASKS
@@ -11,6 +13,12 @@ async def test_tasks_are_listed(plain):
     assert {task.name: task.content_hash for task in listed.tasks} == {
         name: task.content_hash for name, task in TASKS.items()
     }
+
+
+def test_a_folder_without_task_files_is_no_good_check(tmp_path):
+    (tmp_path / "tasks.yam").write_text("name: forgotten")
+    result = CliRunner().invoke(tasks, ["check", str(tmp_path)])
+    assert (result.exit_code, result.output) == (1, f"{tmp_path} has no task files (*.yaml, *.yml)\n")
 
 
 async def test_one_task(plain):
