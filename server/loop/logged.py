@@ -41,9 +41,9 @@ class LoggedDecider:
         exhausted = self._auditor.count()
         if draw.drawn and await self._auditor.keep(self._record(decision, draw, datetime.now(UTC)), task):
             return replace(decision, audit=True)
-        kept = draw
-        if draw.drawn or (exhausted and decision.verdict is Verdict.TRUST):
-            kept = replace(draw, drawn=False)
+        kept = replace(draw, drawn=False) if draw.drawn else draw
+        # An outage makes no likely answer of what is stood behind by nobody.
+        if (draw.drawn and decision.verdict is not Verdict.DEFER) or (exhausted and decision.verdict is Verdict.TRUST):
             decision = replace(
                 decision,
                 verdict=Verdict.REVIEW,
