@@ -92,6 +92,12 @@ def holds(guarantee: Guarantee, standing: Callable[[str], Standing], now: dateti
     return found == {"valid"}
 
 
+def first_end(guarantee: Guarantee) -> datetime | None:
+    """When the first of the certificates that let something be trusted expires; None if none ever does."""
+    parts = guarantee.slices.values() or (guarantee,)
+    return min((one.ends_at for one in parts if one.trust_at is not None and one.ends_at is not None), default=None)
+
+
 @lru_cache(maxsize=256)
 def statement(guarantee: Guarantee, threshold: float) -> CertificateInfo | None:
     """What answers say of the trusted set that begins at `threshold`, one of the certified ones."""

@@ -9,10 +9,13 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, gener
 
 from demur.server.bundles import ServedBundle
 from demur.server.exposition import Exposition, Histogram
-from demur.server.guarantee import holds
+from demur.server.guarantee import first_end, holds
+from demur.server.lifecycle import Phase
 from demur.server.types import Decider, DecideRequest, Decision, Standing
 
 ADHOC = "adhoc"
+#: Why requests are refused unread, or given up.
+SHED = ("queue_full", "deadline", *(phase.value for phase in Phase if phase is not Phase.READY))
 
 _SECONDS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.3, 0.5, 1, 2, 5, 10, 30, 60)
 _CHANCE = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99, 0.999, 1)
@@ -53,6 +56,12 @@ class Metrics:
         self.certificate_valid = Gauge(
             "demur_certificate_valid", "Whether trust is certified now.", ("task",), registry=self.registry
         )
+        self.certificate_expires = Gauge(
+            "demur_certificate_expires_timestamp_seconds",
+            "When the certificate expires.",
+            ("task",),
+            registry=self.registry,
+        )
         #: How a certificate stands, by its key, where that is watched.
         self.standing: Callable[[str], Standing] = lambda _: Standing.VALID
         #: Told of every decision.
@@ -69,6 +78,8 @@ class Metrics:
             "demur_queue_size", "Decisions that may wait or run; more are refused.", registry=self.registry
         )
         self.shed = Counter("demur_shed", "Requests refused unread, or given up.", ("reason",), registry=self.registry)
+        for reason in SHED:  # from 0 on, so that the first refusals are an increase too
+            self.shed.labels(reason)
 
         #: What the page shows, besides the engine's own; more may be added.
         self.parts: list[Part] = [
@@ -87,12 +98,15 @@ class Metrics:
         def refresh() -> None:
             self.bundle_info.clear()
             self.certificate_valid.clear()
+            self.certificate_expires.clear()
             now = datetime.now(UTC)
             for task, served in bundles().items():
                 calibrated = served.calibrated
                 self.bundle_info.labels(task, calibrated.bundle.id, model, calibrated.method).set(1)
                 guarantee = None if served.mismatches else calibrated.guarantee
                 self.certificate_valid.labels(task).set(guarantee is not None and holds(guarantee, self.standing, now))
+                if guarantee is not None and (end := first_end(guarantee)) is not None:
+                    self.certificate_expires.labels(task).set(end.timestamp())
 
         self._refresh = refresh
 

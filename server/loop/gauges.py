@@ -1,7 +1,7 @@
 """The live state as Prometheus gauges. They are set when the state changes, so a scrape computes nothing."""
 
-from collections.abc import Mapping, Sequence
-from datetime import datetime
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
@@ -10,7 +10,7 @@ from demur.calibration.drift import Signal
 from demur.calibration.monitor import State
 from demur.server.exposition import Gauges
 from demur.server.loop.live import LiveView
-from demur.server.loop.renewal import Renewed
+from demur.server.loop.renewal import Renewed, Result
 from demur.server.loop.state import GuaranteeStatus, TaskStatus
 from demur.server.loop.traffic import Traffic
 from demur.server.loop.window import ReliabilityBin
@@ -47,7 +47,6 @@ class LoopGauges:
             "guarantee_log_threshold", "The evidence that withdraws the certificate.", "task", "slice"
         )
         self.state = gauge("certificate_state", "1 for the state that the certificate is in.", "task", "slice", "state")
-        self.expires = gauge("certificate_expires_timestamp_seconds", "When the certificate expires.", "task")
         self.audits = gauge("audits", "Audits without a label, in time (open) or not (expired).", "task", "state")
         self.expected_accuracy = gauge(
             "expected_accuracy", "Mean p_correct of the last decisions of this process.", "task"
@@ -65,6 +64,7 @@ class LoopGauges:
         self.recertifications = Counter(
             "demur_recertifications", "Recertifications tried.", ("task", "outcome"), registry=registry
         )
+        self._counting: set[str] = set()
         self._shown: tuple[Mapping[str, GuaranteeStatus], Mapping[str, TaskStatus]] = ({}, {})
 
     def show(self, view: LiveView, served: Mapping[str, tuple[str, ...]]) -> None:
@@ -76,17 +76,28 @@ class LoopGauges:
         for key, status in shown.items():
             if before.get(key) != status:
                 self._guarantee(status)
-        for task in {status.record.task for status in (*before.values(), *shown.values())}:
-            self._expires(task, [one.record.expires_at for one in shown.values() if one.record.task == task])
-        for task, status_ in view.tasks.items():
+        # Of a task that is not served with a bundle any more only its audits are left.
+        tasks = {
+            task: status if task in served else replace(status, calibration=None) for task, status in view.tasks.items()
+        }
+        for task, status_ in tasks.items():
             if tasks_before.get(task) != status_:
                 self._task(task, status_)
-        self._shown = shown, view.tasks
+        for task in served.keys() - self._counting:
+            self._begin_counting(task)
+        self._shown = shown, tasks
 
     def count_renewal(self, task: str, renewed: Renewed) -> None:
         """Counts a renewal that was tried."""
         counter = self.recalibrations if renewed.kind == "recalibrate" else self.recertifications
         counter.labels(task, renewed.outcome).inc()
+
+    def _begin_counting(self, task: str) -> None:
+        """From 0 on: the first renewal in weeks is to be an increase, and not a series that appears."""
+        for counter in (self.recalibrations, self.recertifications):
+            for outcome in get_args(Result):
+                counter.labels(task, outcome)
+        self._counting.add(task)
 
     def traffic(self, task: str, traffic: Traffic) -> None:
         """Shows a task's last decisions, and nothing of those under a bundle before."""
@@ -108,14 +119,6 @@ class LoopGauges:
         self.log_threshold.labels(*at).set(status.log_threshold)
         for state in _STATES:
             self.state.labels(*at, state).set(state == status.state)
-
-    def _expires(self, task: str, ends: Sequence[datetime | None]) -> None:
-        """Shows when the first of a task's certificates does."""
-        known = [end for end in ends if end is not None]
-        if known:
-            self.expires.labels(task).set(min(known).timestamp())
-        else:
-            _remove(self.expires, task)
 
     def _forget(self, status: GuaranteeStatus, shown: Mapping[str, GuaranteeStatus]) -> None:
         """Takes away what a certificate showed that is not served any more, unless another has its place."""

@@ -103,6 +103,7 @@ class LiveLoop:
         self._known: dict[str, State] = {}
         self._standings: Mapping[str, Standing] = {}
         self._fresh: float | None = None
+        self._watched_since: float | None = None
         self._lock = asyncio.Lock()
         self._tickets, self._covered = count(1), 0
         self.view = LiveView({}, {})
@@ -125,6 +126,11 @@ class LiveLoop:
         return float("inf") if self._fresh is None else self._monotonic() - self._fresh
 
     @property
+    def unread_s(self) -> float:
+        """As `age`, but no longer than something has been served: a start that takes its time is no failure yet."""
+        return min(self.age, 0.0 if self._watched_since is None else self._monotonic() - self._watched_since)
+
+    @property
     def watches(self) -> bool:
         """Whether something is served, and so has to be known."""
         return bool(self._wanted or self._served)
@@ -132,6 +138,7 @@ class LiveLoop:
     def serve(self, served: Served) -> None:
         """Watches what a task is served with from the next look on; until then its certificates are unknown."""
         self._wanted[served.task] = served
+        self._watched_since = self._monotonic() if self._watched_since is None else self._watched_since
 
     async def run(self) -> None:
         """Looks at the store again and again."""

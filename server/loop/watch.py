@@ -22,7 +22,7 @@ from demur.server.loop.live import LiveLoop, LiveView, StateChange
 from demur.server.loop.loop import Loop
 from demur.server.loop.renewal import Renewal
 from demur.server.loop.shelf import Shelf, Swap, watched
-from demur.server.loop.traffic import Reference, Seen, TrafficWindow, drift_monitor
+from demur.server.loop.traffic import Reference, Seen, Traffic, TrafficWindow, drift_monitor
 from demur.server.loop.webhook import Webhook
 from demur.server.metrics import Metrics
 from demur.server.registry import Registry, TaskRegistry
@@ -87,7 +87,7 @@ class Watch:
         self._traffic: dict[str, _Traffic] = {}
         self._work: list[asyncio.Task[None]] = []
         # While the engine starts nothing is served, and no certificate has to be known.
-        gauges.state_age.set_function(lambda: self.live.age if self.live.watches else float("nan"))
+        gauges.state_age.set_function(lambda: self.live.unread_s if self.live.watches else float("nan"))
 
     @classmethod
     def over(
@@ -202,9 +202,12 @@ class Watch:
     async def tend(self) -> None:
         """Serves what other processes made active, and shows the traffic. Raises StoreUnavailable."""
         await self.shelf.follow(self._registry.bundles, self._registry.current)
-        for name, served in self._registry.bundles.items():
-            if not served.mismatches:
-                await self._watch_traffic(name, served.calibrated)
+        fitting = {name: one.calibrated for name, one in self._registry.bundles.items() if not one.mismatches}
+        for name in self._traffic.keys() - fitting.keys():
+            del self._traffic[name]
+            self.gauges.traffic(name, Traffic(None, None, {}))
+        for name, calibrated in fitting.items():
+            await self._watch_traffic(name, calibrated)
         for name, traffic in self._traffic.items():
             quiet = traffic.new == traffic.seen
             if traffic.new and (quiet or traffic.new >= _NEW * traffic.window.size):

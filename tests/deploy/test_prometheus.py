@@ -58,6 +58,27 @@ def test_every_alert_is_documented_with_its_severity():
     assert listed == {name: alert["labels"]["severity"] for name, alert in ALERTS.items()}
 
 
+async def test_documents_and_page_name_the_same_metrics_and_labels(tmp_path):
+    process = await start(tmp_path)
+    for _ in range(60):
+        await process.decide()
+    (drawn,) = (await process.ask("GET", "/review?limit=1"))["items"]
+    await process.ask("POST", "/feedback", {"id": drawn["id"], "label": "billing"})
+    async with process.client() as client:
+        page = (await client.get("/metrics")).text
+    await process.close()
+    families = [one for one in text_string_to_metric_families(page) if one.name.startswith("demur_")]
+    names = {f"{one.name}_total" if one.type == "counter" else one.name: one for one in families}
+    documents = "".join(file.read_text() for file in (DEPLOY.parent / "docs").glob("*.md"))
+    said = dict.fromkeys(re.findall(r"`(demur_\w+)", documents), "") | dict(
+        re.findall(r"`(demur_\w+)\{([\w,]+)\}", documents)
+    )
+    assert said.keys() - {"demur_wide_readouts"} == names.keys()  # that one is a plugin of vLLM
+    for name in said.keys() & names.keys():
+        for sample in names[name].samples[:1]:
+            assert sample.labels.keys() - {"le"} == set(filter(None, said[name].split(","))), name
+
+
 @dataclass
 class Prometheus:
     url: str

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -14,6 +15,7 @@ from demur.decision.task import AuditSpec
 from demur.server.calibrated import Calibrated
 from demur.server.errors import Conflict
 from demur.server.loop import renewal
+from demur.server.loop.live import LiveLoop
 from demur.server.loop.loop import Loop
 from demur.server.loop.watch import Watch
 from demur.server.loop.webhook import Webhook, signature
@@ -26,6 +28,7 @@ from demur.server.store.upkeep import exported
 from tests.server.bundled import bundle_files, certificates, make_bundle
 
 from .servers import AUDITED, start
+from .test_live import SERVED, Clock
 
 
 @pytest.fixture
@@ -359,6 +362,12 @@ async def test_drift_of_a_bundle_before_is_not_shown_any_more(run, tmp_path):
     process = await run()
     await process.watch.shelf.adopt("route", bundle("large", 500), "me")
     assert {"demur_drift", "demur_drift_limit"} <= await shown()
+    # As after a reload that found another wording: nothing is judged by the bundle any more.
+    bundles = process.registry.bundles
+    process.registry.bundles = {"route": replace(bundles["route"], mismatches=("question",))}
+    assert not {"demur_drift", "demur_drift_limit", "demur_expected_accuracy"} & await shown()
+    process.registry.bundles = bundles
+    assert {"demur_drift", "demur_drift_limit"} <= await shown()
     # Too few rows to compare with.
     await process.watch.shelf.adopt("route", bundle("small", 100), "me")
     assert not {"demur_drift", "demur_drift_limit"} & await shown()
@@ -371,8 +380,57 @@ async def test_nothing_is_unknown_before_anything_is_served(tmp_path):
     watch = Watch.over(loop, Registry({}), metrics, loop.settings, lambda: None)
     assert "demur_state_age_seconds NaN" in metrics.page().decode()
     watch.serves("route", Calibrated.of(make_bundle(tmp_path / "route", bundle_files(issued=certificates()))))
-    assert "demur_state_age_seconds +Inf" in metrics.page().decode()
+    assert float(re.search(r"^demur_state_age_seconds (.+)", metrics.page().decode(), re.MULTILINE)[1]) < 10
     await loop.aclose()
+
+
+async def test_what_was_never_read_is_overdue_after_as_long_as_anything_else(open_store):
+    monotonic = Clock(100.0)
+    live = LiveLoop(open_store(), monotonic=monotonic)
+    monotonic.now = 500.0  # an engine takes its time
+    live.serve(SERVED)
+    assert live.unread_s == 0.0
+    monotonic.now += 11.0
+    assert live.unread_s == 11.0
+    await live.catch_up()
+    assert live.unread_s == 0.0
+
+
+async def test_calibration_under_a_bundle_that_is_not_served_any_more_is_not_shown(run):
+    process = await run()
+    ids = [(await process.decide())["id"] for _ in range(60)]
+    await label(process, ids, "billing")
+    calibrated = 'demur_calibration_error{estimator="ece",task="route"}'
+    assert calibrated in await process.metrics()
+    process.registry.bundles = {}
+    await process.watch.labelled()
+    shown = await process.metrics()
+    assert calibrated not in shown
+    assert not [name for name in shown if name.startswith("demur_reliability{")]
+    assert shown['demur_audits{state="open",task="route"}'] == 0
+
+
+async def test_an_outage_makes_no_answer_of_what_was_deferred(run, monkeypatch):
+    process = await run()
+
+    async def down(*_, **__):
+        raise StoreUnavailable("down")
+
+    monkeypatch.setattr(process.loop.store, "write", down)
+    deferred = await process.decide(policy={"min_label_mass": 1.0})
+    assert (deferred["verdict"], deferred["reason"]) == ("defer", "low_label_mass")
+    trusted = await process.decide()
+    assert (trusted["verdict"], trusted["reason"]) == ("review", "audit_store_unavailable")
+
+
+async def test_the_first_renewal_is_an_increase(run):
+    process = await run()
+    await process.watch.labelled()
+    before = await process.metrics()
+    renewed = await process.ask("POST", "/tasks/route/recertify")
+    name = f'demur_recertifications_total{{outcome="{renewed["outcome"]}",task="route"}}'
+    assert (before[name], (await process.metrics())[name]) == (0, 1)
+    assert before['demur_recalibrations_total{outcome="adopted",task="route"}'] == 0
 
 
 async def test_what_is_not_better_beyond_chance_is_not_adopted(run):

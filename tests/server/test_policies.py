@@ -223,6 +223,12 @@ async def test_metrics_of_bundles(rig, tmp_path, how, valid):
         f'demur_bundle_info{{bundle="{identifier}",method="temperature",model="stub-model",task="{NAME}"}} 1.0' in page
     )
     assert "demur_bundle_info{" not in gone
+    # Without a store too, so that somebody is told before trust ends.
+    expires = f'demur_certificate_expires_timestamp_seconds{{task="{NAME}"}} '
+    assert (expires in page) == (how in ("fits", "expired"))
+    if how == "fits":
+        (shown,) = [line.removeprefix(expires) for line in page.splitlines() if line.startswith(expires)]
+        assert float(shown) == issued.trusted.expires_at.timestamp()
 
 
 def test_a_bundle_is_read_as_written(tmp_path):
