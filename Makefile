@@ -25,7 +25,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(if $(TORCH_INDEX_URL),--extra-index-url $(TORCH_INDEX_URL)) -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
-	@$(BIN)/python -c "import torch, sys; sys.exit(torch.version.cuda and 'a CUDA build of torch was installed: set TORCH_INDEX_URL to the CPU wheel index of PyTorch (see README)')"
+	@$(BIN)/python -c "import runpy, sys, sysconfig; sys.exit(runpy.run_path(sysconfig.get_path('platlib') + '/torch/version.py')['cuda'] and 'a CUDA build of torch was installed: remove .venv, set TORCH_INDEX_URL to the CPU wheel index of PyTorch (see README), and run make again')"
 	@$(BIN)/python -c "import ctypes; ctypes.CDLL('libnuma.so.1')" 2>/dev/null || { echo "vLLM's CPU build needs the system library libnuma.so.1 (Debian, Ubuntu: apt-get install libnuma1)" >&2; exit 1; }
 	@touch $@
 
