@@ -24,3 +24,9 @@ def readouts() -> Readouts:
         return shown, labels
 
     return make
+
+
+@pytest.fixture(scope="session")
+def sharp(readouts: Readouts) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    """2,000 overconfident readouts over five options."""
+    return readouts(2000, temperature=2.0, bias=0.3)
