@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from demur.calibration.certificate import ASSUMPTIONS, Certificate, Claim, Route, TestedThreshold
 from demur.calibration.errors import CertificateError
 from demur.calibration.grid import STEP, on_grid, threshold_above
-from demur.calibration.multiple_testing import attempt_level, binomial_p_values, fallback
+from demur.calibration.multiple_testing import binomial_p_values, fallback, spent_level
 from demur.calibration.thresholds import ThresholdPlan, plan, tie_generator
 
 VALID_FOR = timedelta(days=90)
@@ -29,6 +29,7 @@ def certify(
     route: Route = "label_free",
     score_name: str = "score",
     attempt: int | None = None,
+    family: int = 1,
     issued_at: datetime | None = None,
     valid_for: timedelta | None = VALID_FOR,
 ) -> Certificate:
@@ -45,6 +46,8 @@ def certify(
     route : "label_free" if no label touched the score or the decision, "split" if those labels were of other rows.
     attempt : None if this question is put once, which spends all of delta. If it may be put again on more rows, the
         number of this attempt, from 1 up: attempt j spends `delta/(j(j+1))`.
+    family : configurations that were compared on these very rows, this one among them: each may spend delta/family, and
+        `delta` stays the chance that any of them is falsely certified.
     valid_for : from `issued_at` (now if None) to the expiry; None never expires.
 
     Returns
@@ -61,7 +64,7 @@ def certify(
     check_level("alpha", alpha)
     check_level("delta", delta)
     rows = Rows.of(score, correct)
-    spend = delta if attempt is None else attempt_level(delta, attempt)
+    spend = spent_level(delta, attempt, family)
     others = None if unlabelled is None else finite_column("unlabelled", unlabelled)
     tested = run_plan(rows, plan(rows.score.size, alpha, spend, others), alpha, spend)
     return issue(

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from demur.calibration.certificate import Certificate
 from demur.calibration.certify import VALID_FOR, Rows, certify, check_level, finite_column, issue, run_plan
 from demur.calibration.errors import CertificateError
-from demur.calibration.multiple_testing import attempt_level, fewest_rows
+from demur.calibration.multiple_testing import fewest_rows, spent_level
 from demur.calibration.thresholds import plan
 
 
@@ -110,6 +110,7 @@ def certify_slices(
     weights: Mapping[str, float] | None = None,
     unlabelled: Mapping[str, ArrayLike] | None = None,
     attempt: int | None = None,
+    family: int = 1,
     issued_at: datetime | None = None,
     **options: Any,
 ) -> SliceCertificates:
@@ -120,6 +121,7 @@ def certify_slices(
     slices : shape (n,), strings: a field of the row that is known before the decision.
     weights : share of delta for each slice; by default that of its rows. They are scaled to sum to 1.
     unlabelled : scores of other rows by slice, as in `certify`.
+    attempt, family : as in `certify`.
     options : `claim`, `route`, `score_name`, `valid_for` as in `certify`.
 
     A slice that passed all its tests passes its delta on to the unfinished ones, by weight (the graphical procedure of
@@ -135,7 +137,7 @@ def certify_slices(
         raise CertificateError(
             f"score has shape {scores.shape}, correct {labels.shape}, slices {names.shape}: one value a row is needed"
         )
-    spend = delta if attempt is None else attempt_level(delta, attempt)
+    spend = spent_level(delta, attempt, family)
     present = [str(name) for name in np.unique(names)]
     shares = _shares(present, names, weights)
     rows = {name: Rows.of(scores[names == name], labels[names == name]) for name in present}

@@ -71,3 +71,13 @@ def attempt_level(delta: float, attempt: int) -> float:
     if attempt != int(attempt) or attempt < 1:
         raise CertificateError(f"attempt is {attempt!r}, but must be a whole number from 1 up")
     return delta / (attempt * (attempt + 1))
+
+
+def spent_level(delta: float, attempt: int | None, family: int) -> float:
+    """Level that each of `family` configurations, compared on the same rows, may spend on an attempt (None: the only).
+
+    Raises CertificateError as `attempt_level`, and if `family` is not a positive integer.
+    """
+    if family != int(family) or family < 1:
+        raise CertificateError(f"family is {family!r}, but must be a whole number from 1 up")
+    return (delta if attempt is None else attempt_level(delta, attempt)) / family

@@ -23,6 +23,8 @@ from demur.calibration import (
     certify_verdicts,
     select_calibrator,
 )
+from demur.decision.labelled import LabelledData
+from demur.decision.rowhash import row_hash
 from demur.decision.task import ReadoutKind, Task
 from demur.server.calibrated import ScoreName, min_label_mass
 from demur.server.calibrated import calibrate as apply
@@ -116,6 +118,15 @@ class Calibration:
         return self.selection.refusal
 
 
+def evidence_of(searched: LabelledData | None) -> frozenset[str]:
+    """What was seen in a search: hashes of its inputs and units.
+
+    Wordings are compared on rows that bring their own; under the task's wording those certify nothing either.
+    """
+    rows = () if searched is None else searched.rows
+    return frozenset(one for row in rows for one in (row_hash(row.text), row.unit))
+
+
 def calibrate(
     readings: Readings,
     task: Task,
@@ -136,7 +147,8 @@ def calibrate(
         plan: what to promise.
         readout: the readout that is used, which may differ from the one asked for.
         unlabelled: rows of the same traffic that do not certify.
-        searched: hashes of rows that the configuration was chosen on; they and their groups fit, but are no evidence.
+        searched: `evidence_of` the rows that the configuration was chosen on; they and their groups fit, but are no
+            evidence.
         options_vary: whether the rows bring questions of their own.
         repeats: rows that are not among them since another has the same content.
     """
@@ -174,7 +186,8 @@ def calibrate(
         promise: dict[str, Any] = {
             "alpha": plan.alpha,
             "beta": plan.beta,
-            "delta": plan.spent,
+            "delta": plan.delta,
+            "family": 1 if plan.searched_elsewhere else plan.family,
             "route": plan.route,
             "score_name": plan.score,
             "attempt": plan.attempt,
@@ -235,7 +248,7 @@ def _certifying(
 
     Slices are certified one by one, so a group speaks in each of its own.
     """
-    seen = {row.unit for row in readings.rows if row.hash in never}
+    seen = {row.unit for row in readings.rows if not never.isdisjoint((row.hash, row.unit))}
     fresh = np.array([row.unit not in seen for row in readings.rows])
     heavy = readings.label_mass >= mass_limit
     usable = sorted(np.flatnonzero(allowed & fresh & heavy), key=lambda index: readings.rows[index].hash)

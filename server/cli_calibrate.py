@@ -99,10 +99,10 @@ def _calibrate(
     """Does it, prints the summary and returns the refusal."""
     from demur.decision.bundle import write_bundle
     from demur.decision.labelled import beside, read_labelled, require_fixed_question
-    from demur.decision.rowhash import row_hash
     from demur.decision.taskfile import load_task
     from demur.server.bundling import bundle_files, provenance
     from demur.server.calibrate import calibrate as fit
+    from demur.server.calibrate import evidence_of
     from demur.server.gather import gather
     from demur.server.summary import summary
 
@@ -124,8 +124,7 @@ def _calibrate(
         plan,
         readout=reader.readout,
         unlabelled=readings[1] if len(readings) > 1 else None,
-        # Wordings are compared on rows that bring their own; those certify nothing under the task's wording either.
-        searched=frozenset() if chosen_on is None else frozenset(row_hash(row.text) for row in chosen_on.rows),
+        searched=evidence_of(chosen_on),
         repeats=labelled.duplicates,
     )
     left_out |= readings[0].left_out

@@ -91,6 +91,20 @@ def test_attempts_that_spend_delta_and_the_wrong_way():
     assert share(4, run(spend=False)) > 2 * DELTA
 
 
+def test_the_best_of_a_family_is_held_to_the_delta_that_its_certificate_states():
+    def run(family):
+        def best(rng):
+            found = [certify(*flat(rng, 300), alpha=ALPHA, delta=DELTA, family=family) for _ in range(5)]
+            chosen = max(found, key=lambda certificate: certificate.certified_coverage)
+            assert chosen.delta == DELTA
+            return chosen.thresholds
+
+        return best
+
+    assert 0.02 < share(10, run(5)) <= LIMIT
+    assert share(10, run(1)) > 2 * DELTA
+
+
 def test_the_e_process_looked_at_after_every_label():
     thresholds = threshold_below([0.8, 0.6, 0.4, 0.2, 0.0])
 

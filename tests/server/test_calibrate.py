@@ -12,7 +12,7 @@ from demur.decision.question import Option, Question
 from demur.decision.readout import Readout
 from demur.decision.task import DecisionSpec, PolicySpec, ReadoutKind, Task
 from demur.server.bundling import bundle_files, provenance
-from demur.server.calibrate import Plan, calibrate
+from demur.server.calibrate import Plan, calibrate, evidence_of
 from demur.server.calibrated import Calibrated
 from demur.server.readings import Readings
 from demur.server.summary import summary
@@ -164,6 +164,11 @@ def test_rows_with_little_label_mass_and_searched_rows_certify_nothing():
     searched = frozenset(row.hash for row in data.rows[:100:2])
     made = calibrate(readings(data, scores), TASK, Plan(), readout=LETTER, searched=searched)
     assert (made.counts.certifying, made.counts.searched) == (150, 100)
+    # Nor is one of which other rows were searched, that are not among these.
+    others = "\n".join(json.dumps({"input": f"searched {i}", "group": i}) for i in range(50))
+    searched = evidence_of(parse_labelled(others.encode(), "searched", QUESTION, labelled=False))
+    made = calibrate(readings(data, scores), TASK, Plan(), readout=LETTER, searched=searched)
+    assert (made.counts.certifying, made.counts.searched) == (150, 100)
 
 
 def test_configurations_share_delta_unless_they_were_tried_elsewhere():
@@ -172,6 +177,8 @@ def test_configurations_share_delta_unless_they_were_tried_elsewhere():
     data, scores = draw(500)
     made = calibrate(readings(data, scores), TASK, Plan(family=10, attempt=2), readout=LETTER)
     assert made.certificates.trusted.delta_spent == pytest.approx(0.05 / 10 / 2 / 6)
+    # Picking one of the ten is part of the procedure, so what it promises is the whole.
+    assert made.certificates.trusted.delta == made.certificates.not_deferred.delta == 0.025
     assert "10 configurations were tried, so delta is 0.005" in summary(made, "letters")
 
 
