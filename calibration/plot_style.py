@@ -106,6 +106,11 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f}%" if share < 0.1 else f"{100 * share:.0f}%"
 
 
+def level_percent(level: float) -> str:
+    """A level as it was asked for: 95%, 97.5%."""
+    return f"{100 * level:.10g}%"
+
+
 def _style(ax: Any) -> None:
     ax.set_axisbelow(True)
     ax.grid(color=GRID, linewidth=0.8)

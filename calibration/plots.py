@@ -19,6 +19,7 @@ from demur.calibration.plot_style import (
     QUIET,
     Plot,
     key,
+    level_percent,
     new_figure,
     percent,
     percent_axis,
@@ -74,7 +75,7 @@ def plot_reliability(
     ax.plot([low, 1], [low, 1], color=QUIET, linewidth=1.2, linestyle=(0, (4, 3)), label="perfectly calibrated")
     tail = 0.5 * (1 - level)
     chance = [stats.binom.ppf(q, bins.counts, bins.confidence) / bins.counts for q in (tail, 1 - tail)]
-    _band(ax, bins, chance, f"chance alone ({level:.0%})")
+    _band(ax, bins, chance, f"chance alone ({level_percent(level)})")
     lower, upper = binomial_interval(np.round(bins.accuracy * bins.counts), bins.counts, level=level)
     ax.errorbar(
         bins.confidence,
@@ -86,7 +87,7 @@ def plot_reliability(
         markeredgecolor="white",
         markeredgewidth=0.8,
         elinewidth=1.4,
-        label=f"this model ({level:.0%} intervals)",
+        label=f"this model ({level_percent(level)} intervals)",
         zorder=3,
     )
     ax.set_xlim(low, 1 + 0.012 * (1 - low))

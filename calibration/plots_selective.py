@@ -14,6 +14,7 @@ from demur.calibration.plot_style import (
     RED,
     Plot,
     key,
+    level_percent,
     new_figure,
     percent,
     percent_axis,
@@ -57,7 +58,7 @@ def plot_risk_coverage(
     if point is not None:
         subtitle = f"certified: {percent(point[0])} trusted, {percent(point[1])} of them wrong here (n = {curve.n:,})"
     figure, (ax,) = new_figure(title, subtitle, height=5.6, key_lines=2)
-    label = f"{level:.0%} interval at each point"
+    label = f"{level_percent(level)} interval at each point"
     ax.fill_between(coverage, lower, upper, color=BLUE, alpha=0.16, linewidth=0, label=label)
     ax.plot(coverage, risk, **_line(len(kept)), label="error among the trusted")
     if alpha is not None:
@@ -124,7 +125,9 @@ def plot_threshold_chooser(
         subtitle = f"at {threshold:.4g}: {shares} (n = {curve.n:,})"
     figure, (ax, below) = new_figure(title, subtitle, height=5.6, rows=(1.3, 1.0), key_lines=2)
     # Trusted sets change only at the scores themselves: a threshold between two scores trusts the upper set.
-    ax.fill_between(at, lower, upper, step="post", color=BLUE, alpha=0.16, linewidth=0, label=f"{level:.0%} interval")
+    ax.fill_between(
+        at, lower, upper, step="post", color=BLUE, alpha=0.16, linewidth=0, label=f"{level_percent(level)} interval"
+    )
     steps = {"drawstyle": "steps-post", **_line(len(kept))}
     ax.plot(at, curve.risk[kept], **steps, label="error among the trusted")
     if alpha is not None:
@@ -157,7 +160,7 @@ def _line(n_points: int) -> dict[str, Any]:
 
 
 def _alpha_line(ax: Any, alpha: float) -> None:
-    ax.axhline(alpha, color=RED, linewidth=1.4, linestyle=(0, (5, 3)), label=f"limit {percent(alpha)}")
+    ax.axhline(alpha, color=RED, linewidth=1.4, linestyle=(0, (5, 3)), label=f"limit {level_percent(alpha)}")
 
 
 def _at(curve: RiskCoverage, threshold: float) -> tuple[float, float] | None:

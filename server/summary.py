@@ -31,13 +31,13 @@ def _trusted(calibration: Calibration, certificates: VerdictCertificates | None)
     certificate = certificates.trusted
     if certificate.threshold is None:
         return (
-            f"trusts nothing: no threshold keeps the error at or below {percent(plan.alpha)} "
-            f"({percent(1 - plan.delta)} confidence, n = {certificate.n}; {percent(_error(certificate))} of all "
+            f"trusts nothing: no threshold keeps the error at or below {level(plan.alpha)} "
+            f"({level(1 - plan.delta)} confidence, n = {certificate.n}; {percent(_error(certificate))} of all "
             f"decisions are wrong here); {_needed(calibration, certificate)}"
         )
     return (
-        f"trusts {percent(_share(calibration, certificate))} of decisions with at most {percent(plan.alpha)} error "
-        f"({percent(1 - plan.delta)} confidence in the procedure, n = {certificate.n}; on average for traffic like "
+        f"trusts {percent(_share(calibration, certificate))} of decisions with at most {level(plan.alpha)} error "
+        f"({level(1 - plan.delta)} confidence in the procedure, n = {certificate.n}; on average for traffic like "
         "this file, against these labels; not per decision or group)"
     )
 
@@ -45,14 +45,12 @@ def _trusted(calibration: Calibration, certificates: VerdictCertificates | None)
 def _not_deferred(calibration: Calibration, certificates: VerdictCertificates | None) -> list[str]:
     if certificates is None:
         return []
-    certificate = certificates.not_deferred
+    certificate, beta = certificates.not_deferred, level(calibration.plan.beta)
     if certificate.threshold is None:
         why = _needed(calibration, certificate)
-        return [f"no threshold keeps the error of what is not deferred at {percent(calibration.plan.beta)}; {why}"]
+        return [f"no threshold keeps the error of what is not deferred at {beta}; {why}"]
     rest = 1 - _share(calibration, certificate)
-    return [
-        f"defers {percent(rest)}; among the rest, trusted or for review, at most {percent(calibration.plan.beta)} error"
-    ]
+    return [f"defers {percent(rest)}; among the rest, trusted or for review, at most {beta} error"]
 
 
 def _needed(calibration: Calibration, certificate: Certificate) -> str:
@@ -137,6 +135,11 @@ def _share(calibration: Calibration, certificate: Certificate) -> float:
 
 def _error(certificate: Certificate) -> float:
     return certificate.errors / certificate.n
+
+
+def level(value: float) -> str:
+    """A level for a sentence, as it was asked for: a rounded one would promise what was not certified."""
+    return f"{100 * value:.10g}%"
 
 
 def percent(share: float) -> str:

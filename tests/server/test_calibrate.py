@@ -119,6 +119,18 @@ def test_a_second_look_is_not_advised_where_delta_is_spent():
     assert spent not in summary(calibrate(readings(data, scores), TASK, Plan(), readout=LETTER), "letters")
 
 
+def test_levels_are_said_as_they_were_asked_for():
+    """12.5% is not 12%, and no confidence is 100%."""
+    data, scores = draw(2000, sharp=8.0)
+    plan = Plan(alpha=0.125, beta=0.345, delta=0.001)
+    said = summary(calibrate(readings(data, scores), TASK, plan, readout=LETTER), "letters")
+    assert "at most 12.5% error (99.9% confidence in the procedure" in said
+    assert "at most 34.5% error" in said
+    data, scores = draw(100)
+    said = summary(calibrate(readings(data, scores), TASK, Plan(alpha=0.0004, delta=0.005), readout=LETTER), "letters")
+    assert "at or below 0.04% (99.5% confidence" in said
+
+
 def test_what_counts_once_is_said_to():
     """A certificate over different inputs promises nothing for traffic of which one of them is most."""
     data, scores = draw(600, sharp=8.0)
