@@ -58,6 +58,8 @@ def evaluation(
         "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "n": len(labels),
         "options_vary": names is None,
+        # Intervals take rows as independent, which those of one group are not.
+        "same_group": len(labels) - len(set(readings.units)),
         "left_out": dict(left_out),
         "method": method,
         "held_out": held_out,

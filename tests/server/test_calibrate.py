@@ -164,6 +164,16 @@ def test_one_row_of_a_group_certifies_and_a_split_keeps_groups_whole():
     assert split.certificates.trusted.score == "p_correct"
 
 
+def test_a_report_of_groups_says_that_its_intervals_take_rows_as_independent():
+    said = "30 of them stand beside another of their group"
+    for groups in ([i // 4 for i in range(40)], None):
+        data, scores = draw(40, groups=groups)
+        made = calibrate(readings(data, scores), TASK, Plan(), readout=LETTER)
+        files = bundle_files(made, TASK, b"name: letters\n", provenance(made, data, model="stub"), LETTER)
+        assert json.loads(files["report.json"])["same_group"] == (30 if groups else 0)
+        assert (said in files["report.html"].decode()) == (groups is not None)
+
+
 def test_rows_with_little_label_mass_and_searched_rows_certify_nothing():
     data, scores = draw(500)
     mass = np.where(np.arange(500) < 100, 0.05, 0.5)
