@@ -15,6 +15,7 @@ from pydantic import (
     Field,
     SecretStr,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -36,6 +37,9 @@ class SettingsError(ValueError):
 def _split(value: Any) -> Any:
     return tuple(part for part in map(str.strip, value.split(",")) if part) if isinstance(value, str) else value
 
+
+#: The settings that hold keys.
+KEYS = ("api_keys", "admin_keys", "feedback_keys")
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
 Keys = Annotated[tuple[SecretStr, ...], BeforeValidator(_split)]
@@ -147,6 +151,24 @@ class Settings(BaseModel):
             raise ValueError("webhook_url needs webhook_secret (DEMUR_WEBHOOK_SECRET), which signs what is posted")
         return self
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_said(cls, value: Any, info: ValidationInfo) -> Any:
+        # An empty path is the working directory, and an empty host every interface.
+        if isinstance(value, str) and not value.strip() and info.field_name not in (*KEYS, "model_aliases"):
+            raise ValueError("is empty; give it a value, or leave it out")
+        return value
+
+    @model_validator(mode="after")
+    def _keys_are_given(self) -> Self:
+        given = [name for name in KEYS if name in self.model_fields_set]
+        if given and not self.requires_key:
+            raise ValueError(
+                f"{' and '.join(given)}: given, and no key is in it, so everybody would get in; give a key, or leave "
+                "it out if nobody needs one"
+            )
+        return self
+
     @model_validator(mode="after")
     def _bind_is_safe(self) -> Self:
         if not (_is_loopback(self.host) or self.allow_no_auth or self.requires_key):
@@ -164,8 +186,7 @@ class Settings(BaseModel):
     @property
     def requires_key(self) -> bool:
         """Whether callers need a key. A key file counts even when it is empty: then nobody gets in."""
-        lists = (self.api_keys, self.admin_keys, self.feedback_keys)
-        return any((*lists, self.api_keys_file, self.admin_keys_file, self.feedback_keys_file))
+        return any(getattr(self, name) or getattr(self, f"{name}_file") for name in KEYS)
 
 
 def load_settings(flags: Mapping[str, Any], *, environ: Mapping[str, str], config: Path | None = None) -> Settings:

@@ -116,6 +116,20 @@ def test_an_empty_key_is_refused_since_it_would_let_everybody_in(tmp_path: Path,
         Keyring.from_settings(settings)
 
 
+@pytest.mark.parametrize("said", ["", " , ", ","])
+def test_keys_that_hold_no_key_are_refused_since_everybody_would_get_in(said):
+    with pytest.raises(SettingsError, match="api_keys: given, and no key is in it"):
+        load_settings({}, environ={"DEMUR_API_KEYS": said})
+    assert load_settings({}, environ={"DEMUR_API_KEYS": "k", "DEMUR_ADMIN_KEYS": said}).requires_key
+
+
+@pytest.mark.parametrize("name", ["state_dir", "bundles", "tasks", "model", "host", "store_url", "api_keys_file"])
+def test_what_is_given_and_empty_is_refused(name):
+    """An empty path would be the working directory."""
+    with pytest.raises(SettingsError, match=rf"{name} \(environment\): is empty"):
+        load_settings({}, environ={f"DEMUR_{name.upper()}": ""})
+
+
 def test_blanks_around_names_and_keys_do_not_count(tmp_path: Path):
     file = tmp_path / "keys"
     file.write_text("ann: first\n")
