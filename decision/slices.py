@@ -2,11 +2,15 @@
 
 from demur.decision.canonical import Json, canonical_text
 
+#: Characters of a slice's name. It is kept with every decision, and part of metrics.
+MAX_SLICE = 256
+
 
 def slice_of(value: Json, field: str | None, given: str | None = None) -> str | None:
     """The slice of an input: its member `field`, or what was said beside an input that does not hold it.
 
-    None, an unknown slice, where neither says one or they contradict each other, and where a task has no slices.
+    None, an unknown slice, where neither says one or they contradict each other, where it is longer than a name of one
+    may be, and where a task has no slices.
     """
     if field is None:
         return None
@@ -16,4 +20,4 @@ def slice_of(value: Json, field: str | None, given: str | None = None) -> str | 
     if not isinstance(said, str | int | float):  # a truth value is an integer too
         return None
     name = canonical_text(said)
-    return name if given in (None, name) else None
+    return name if given in (None, name) and len(name) <= MAX_SLICE else None

@@ -16,7 +16,6 @@ are reported together, each with file, line and remedy.
 import dataclasses
 import hashlib
 import re
-import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +41,7 @@ from demur.decision.task import (
     ThoughtSpec,
     Truncation,
 )
-from demur.decision.wording import one_line
+from demur.decision.wording import name_key
 from demur.decision.yamlnodes import Faults, Section, choice, compose, number, string
 
 #: Raised when a default of the schema changes its meaning, so that hashes tell the tasks apart.
@@ -215,7 +214,7 @@ def _options(top: Section, faults: Faults) -> tuple[Option, ...]:
         option = _option(node, faults)
         if option is None:
             continue
-        key = one_line(unicodedata.normalize("NFC", option.name))
+        key = name_key(option.name)
         if key in first_lines:
             first = first_lines[key]
             faults.add(node, f"option {option.name!r} is the same as the one on line {first}; rename or remove one")

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tokenizers.normalizers import NFC
+
 from demur.decision.question import Option, Question
 from demur.decision.task import PromptLayout, ReadoutKind
 
@@ -21,6 +23,9 @@ UNMARKED_THOUGHT = "Let's think step by step."
 #: The input of a prior reading: nothing to decide on.
 CONTENT_FREE_INPUT = "N/A"
 
+# Python's own takes the square of a run of combining marks: minutes for a name that a body has room for.
+_NFC = NFC()
+
 
 @dataclass(frozen=True, slots=True)
 class Words:
@@ -37,6 +42,16 @@ def one_line(text: str) -> str:
     name as it was given.
     """
     return " ".join("".join(" " if _is_break(char) else char for char in text).split())
+
+
+def name_key(name: str) -> str:
+    """What names that read alike have in common, however their characters are composed (NFC) and spaced."""
+    return one_line(_NFC.normalize_str(name))
+
+
+def is_blank(text: str) -> bool:
+    """Whether there is nothing to see: spaces, but also zero-width and control characters."""
+    return not any(char.isprintable() and not char.isspace() for char in text)
 
 
 def _is_break(char: str) -> bool:

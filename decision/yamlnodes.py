@@ -10,6 +10,7 @@ from typing import TypeVar
 import yaml
 
 from demur.decision.errors import TaskFault
+from demur.decision.wording import is_blank
 
 MAX_FILE_BYTES = 1 << 20
 MAX_DEPTH = 8
@@ -190,11 +191,11 @@ def string(node: yaml.Node, what: str, faults: Faults, *, blank: bool = False, v
         faults.add(node, f'{what} must be text; write it in quotes: "{node.value}"')
         return None
     value: str = node.value
-    if not blank and not value.strip():
-        faults.add(node, f"{what} is blank; give it text")
-        return None
     if any("\ud800" <= char <= "\udfff" for char in value):
         faults.add(node, f"{what} holds half a surrogate pair; write the character itself")
+        return None
+    if not blank and is_blank(value):
+        faults.add(node, f"{what} is blank; give it text")
         return None
     return value
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import difflib
-import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -26,7 +25,7 @@ from demur.decision.task import (
     ThoughtSpec,
     Truncation,
 )
-from demur.decision.wording import one_line
+from demur.decision.wording import is_blank, name_key
 from demur.server.auth import Caller
 from demur.server.errors import DemurError, Fault, Invalid, NotFound, TooLarge
 from demur.server.interruption import Interruption
@@ -34,11 +33,14 @@ from demur.server.problems import internal_error, problem_members
 from demur.server.services import Services
 from demur.server.types import DecideRequest, Decision, PolicyOverride
 from demur.server.wires.decide_models import DecideIn
-from demur.server.wires.faults import crowded, faults_of, is_blank, require_none
+from demur.server.wires.faults import crowded, faults_of, require_none
 from demur.server.wires.reply import json_reply
 
 #: Fields that only an inline question has; a registered task's are in its file.
 _INLINE = ("options", "readout", "thought", "truncation")
+
+#: Characters of option names in the answers to a batch, each of which repeats them.
+MAX_REPEATED = 2**24
 
 
 def routes(services: Services) -> list[Route]:
@@ -76,6 +78,14 @@ def parse(raw: Any, services: Services) -> DecideIn:
         faults += faults_of(error, DecideIn)
     require_none(faults)
     assert body is not None  # noqa: S101 - no faults, so there is a model
+    size = sum(len(option.name) for option in body.options or ()) * len(body.inputs or ())
+    if size > MAX_REPEATED:
+        raise TooLarge(
+            f"the answers would repeat {size} characters of option names, the limit is {MAX_REPEATED}; send fewer "
+            "inputs in one request, or move words into descriptions",
+            limit=MAX_REPEATED,
+            size=size,
+        )
     return body
 
 
@@ -126,7 +136,7 @@ def _option_rules(options: list[Any], limit: int) -> Iterator[Fault]:
     for index, option in enumerate(options):
         name = option.get("name") if isinstance(option, dict) else option
         if isinstance(name, str) and not is_blank(name):
-            first = seen.setdefault(one_line(unicodedata.normalize("NFC", name)), index)
+            first = seen.setdefault(name_key(name), index)
             if first != index:
                 yield Fault(("options", index), f"the same name as options[{first}]", "duplicate")
 
@@ -144,7 +154,7 @@ def _number_rules(raw: dict[str, Any], services: Services) -> Iterator[Fault]:
 
 def _requests(body: DecideIn, services: Services, request: Request) -> list[DecideRequest]:
     task = None if body.task is None else find_task(body.task, services)
-    spec = _inline_spec(body) if task is None else task.spec
+    spec = _inline_spec(body, services.settings.max_thought_tokens) if task is None else task.spec
     policy = PolicySpec() if task is None else services.policies.of(task)
     shadow = None if task is None else services.shadows.of(task)
     if task is not None and body.explain and not task.explain:
@@ -183,15 +193,16 @@ def unknown_task(name: str, known: Sequence[str]) -> NotFound:
     return NotFound(f"there is no such task; {hint}", near=near)
 
 
-def _inline_spec(body: DecideIn) -> DecisionSpec:
+def _inline_spec(body: DecideIn, max_thought_tokens: int) -> DecisionSpec:
     assert body.question is not None and body.options is not None  # noqa: S101, PT018 - the rules said so
     question = Question(body.question, tuple(Option(option.name, option.description) for option in body.options))
     spec = DecisionSpec(question)
     if body.readout is not None:
         readout = ReadoutSpec(ReadoutKind(body.readout.kind), LengthHandling(body.readout.length))
         spec = replace(spec, readout=readout)
-    if body.thought is not None:
-        spec = replace(spec, thought=ThoughtSpec(**body.thought.model_dump(exclude_none=True)))
+    thought: dict[str, Any] = {} if body.thought is None else body.thought.model_dump(exclude_none=True)
+    thought.setdefault("max_tokens", min(spec.thought.max_tokens, max_thought_tokens))
+    spec = replace(spec, thought=ThoughtSpec(**thought))
     if body.truncation is not None:
         spec = replace(spec, truncation=Truncation(body.truncation))
     return spec

@@ -9,7 +9,7 @@ from demur.decision.question import MAX_OPTIONS, MIN_OPTIONS
 from demur.decision.task import PolicyKind
 from demur.server.types import Reason, Verdict
 from demur.server.wires.calibration_models import CalibrationOut, CertificateOut
-from demur.server.wires.faults import Strict, Text
+from demur.server.wires.faults import SliceName, Strict, Text
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 JsonInput = Annotated[
@@ -133,7 +133,7 @@ class DecideIn(Strict):
     )
     input: JsonInput = None
     inputs: Annotated[list[JsonInput], Field(min_length=1)] | None = Field(None, description="A batch of inputs.")
-    slice: Text | None = Field(
+    slice: SliceName | None = Field(
         None, description="The slice of a task's traffic, for inputs that do not name their own."
     )
     mode: Literal["direct", "reasoned"] | None = Field(None, description="Decide at once, or after a thought.")

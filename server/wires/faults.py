@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from demur.decision.slices import MAX_SLICE
+from demur.decision.wording import is_blank
 from demur.server.errors import Fault, Invalid
 
 
@@ -14,11 +16,6 @@ class Strict(BaseModel):
     """Base of request models: nothing is converted, nothing unknown is accepted."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, hide_input_in_errors=True)
-
-
-def is_blank(text: str) -> bool:
-    """Whether there is nothing to see: spaces, but also zero-width and control characters."""
-    return not any(char.isprintable() and not char.isspace() for char in text)
 
 
 def _not_blank(text: str) -> str:
@@ -30,6 +27,11 @@ def _not_blank(text: str) -> str:
 #: Text with something to see in it.
 Text = Annotated[str, AfterValidator(_not_blank), Field(json_schema_extra={"pattern": r"\S"})]
 
+
+#: The name of a slice.
+SliceName = Annotated[
+    str, Field(max_length=MAX_SLICE, json_schema_extra={"pattern": r"\S"}), AfterValidator(_not_blank)
+]
 
 #: Faults listed at most, and fields that an object may have at most: answers to absurd bodies stay small.
 MAX_FAULTS = 100

@@ -7,7 +7,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from demur.decision.question import MAX_OPTIONS, MIN_OPTIONS
 from demur.server.types import Reason, Verdict
 from demur.server.wires.calibration_models import CalibrationOut, CertificateOut
-from demur.server.wires.faults import Text
+from demur.server.wires.faults import SliceName, Text
 
 MAX_LEVELS = 10
 
@@ -80,7 +80,7 @@ class Registered(BaseModel):
 
     type: Literal["task"]
     task: Text = Field(description="Its name.")
-    slice: Text | None = Field(None, description="Of the task's traffic, where the state does not name its own.")
+    slice: SliceName | None = Field(None, description="Of the task's traffic, where the state does not name its own.")
 
 
 AnyQuestion = Annotated[Noul | Choice | Score | Registered, Field(discriminator="type")]

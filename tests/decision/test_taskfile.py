@@ -212,6 +212,8 @@ def test_a_byte_order_mark_is_fine():
         (MINIMAL + "  - ' red '\n", 6, "is the same as the one on line 4"),
         (MINIMAL + '  - "caf\\u00e9"\n  - "cafe\\u0301"\n', 7, "is the same as the one on line 6"),
         (MINIMAL + "  - {name: ' '}\n", 6, "`name` is blank"),
+        (MINIMAL + '  - "\\u200b"\n', 6, "an option is blank"),
+        (MINIMAL.replace("Which colour?", '"\\x01"'), 2, "`question` is blank"),
         (MINIMAL + "  -\n", 6, "an option must be text"),
         (MINIMAL + "  - [a]\n", 6, "an option must be text"),
         (MINIMAL + "  - {description: x}\n", 6, "an option has no `name`"),

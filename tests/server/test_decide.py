@@ -168,6 +168,7 @@ OPTIONS = ["a", "b"]
         ),
         ({**INLINE, "thought": {"max_tokens": 10**6}}, {("thought", "max_tokens"): "limit is 2048"}),
         ({"task": "silent", "input": 1, "explain": True}, {("explain",): "does not show"}),
+        ({"task": "silent", "input": 1, "slice": "x" * 257}, {("slice",): "at most 256"}),
     ],
 )
 async def test_every_fault_of_a_body_is_listed_with_its_path(plain, body, faults):
@@ -180,6 +181,25 @@ async def test_every_fault_of_a_body_is_listed_with_its_path(plain, body, faults
     assert set(found) == set(faults)
     assert all(words in found[path] for path, words in faults.items())
     assert not stub.asked
+
+
+@pytest.mark.timeout(60)
+async def test_names_of_many_combining_marks_are_compared_at_once(plain):
+    client, _ = plain
+    acute, dot = "\u0301" * 200_000, "\u0323" * 200_000
+    body = {"question": "q", "options": [f"a{acute}{dot}", f"a{dot}{acute}"], "input": 1}
+    content = json.dumps(body, ensure_ascii=False).encode()
+    reply = await client.post("/decide", content=content, headers={"Content-Type": "application/json"})
+    assert [fault["type"] for fault in reply.json()["faults"]] == ["duplicate"]
+
+
+@pytest.mark.parametrize("thought", [{}, {"thought": {"temperature": 0}}])
+async def test_a_thought_whose_budget_is_not_given_keeps_to_the_limit(rig, thought):
+    built = rig(max_thought_tokens=64)
+    async with built.client() as client:
+        await client.post("/decide", json={**INLINE, "mode": "reasoned", **thought})
+    (asked,) = built.stub.asked
+    assert asked.spec.thought.max_tokens == 64
 
 
 async def test_fewer_options_may_be_allowed(rig):
@@ -213,6 +233,17 @@ async def test_a_batch_answers_every_input_by_itself(plain):
     assert "secret" not in reply.text
     alone = (await client.post("/decide", json={"task": "route-ticket", "input": "two"})).json()
     assert batch.items[2].answer == AnswerOut.model_validate(alone)
+
+
+async def test_a_batch_does_not_repeat_long_names_without_end(plain):
+    client, stub = plain
+    long = {"question": "q", "options": [f"{i}{' ' * 4000}." for i in range(255)]}
+    reply = await client.post("/decide", json={**long, "inputs": ["x"] * 32})
+    problem = reply.json()
+    assert (reply.status_code, problem["type"]) == (413, "urn:demur:problem:too_large")
+    assert problem["size"] > problem["limit"]
+    assert not stub.asked
+    assert (await client.post("/decide", json={**long, "input": "x"})).status_code == 200
 
 
 async def test_an_oversized_batch_fails_as_a_whole(rig):

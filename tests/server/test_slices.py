@@ -140,6 +140,8 @@ def test_every_row_needs_a_slice():
         ({"channel": "web"}, "web", "web"),
         ({"channel": "web"}, "phone", None),
         ({"channel": ["web"]}, None, None),
+        ({"channel": "x" * 256}, None, "x" * 256),
+        ({"channel": "x" * 257}, None, None),
         ({"text": "x"}, "phone", "phone"),
         ("channel", None, None),
     ],
