@@ -70,6 +70,11 @@ class CompiledPrompt:
         return len(self.head) + len(self.tail) + self.reserved
 
     @property
+    def least_tokens(self) -> int:
+        """Tokens of context that it takes to decide at all: those that are fixed, and the content-free input."""
+        return self.fixed_tokens + len(self._text.encode(CONTENT_FREE_INPUT))
+
+    @property
     def digest(self) -> str:
         """SHA-256 (hex) of everything that determines the reads but the input; for pinning."""
         parts = [self.head, self.tail, self.after_thought, self.plan.sequences, self.plan.length]

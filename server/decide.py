@@ -106,10 +106,10 @@ class DecidePipeline:
             except UnusableModelError as error:
                 raise UnusableModelError(f"task {task.name}: {error}") from None
             prompt = compiled[task.spec].prompt
-            if prompt.fixed_tokens >= self._context:
+            if prompt.least_tokens > self._context:
                 raise UnusableModelError(
-                    f"task {task.name}: question, options and thought take {prompt.fixed_tokens} tokens, and the "
-                    f"context has {self._context}"
+                    f"task {task.name}: question, options and thought take {prompt.fixed_tokens} tokens, which leaves "
+                    f"no room for an input in the context of {self._context}"
                 )
             if bundles and task.name in bundles:
                 served[task.name] = ServedBundle.of(bundles[task.name], prompt, self.engine.identity, task.slice_by)
@@ -255,7 +255,7 @@ class DecidePipeline:
             raise Invalid(str(error), faults=faults) from None
         except UnusableModelError as error:
             raise Invalid(str(error)) from None
-        if compiled.prompt.fixed_tokens >= self._context:
+        if compiled.prompt.least_tokens > self._context:
             return compiled  # no input fits, so it is not worth its memory
         compiled = self._questions.setdefault(spec, compiled)  # another request may have been faster
         if len(self._questions) > _KEPT_QUESTIONS:
@@ -268,6 +268,8 @@ class DecidePipeline:
     async def _render(self, prompt: CompiledPrompt, text: str) -> RenderedPrompt:
         # The server's limit is on the input alone, the context's on everything.
         limit = min(self._context, prompt.fixed_tokens + self._max_input_tokens)
+        if prompt.least_tokens > self._context:  # then not even an empty one
+            limit = prompt.fixed_tokens - 1
         try:
             if len(text) > _LONG_TEXT:
                 return await asyncio.get_running_loop().run_in_executor(self._threads, prompt.render, text, limit)

@@ -7,9 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from demur.decision.errors import UnusableModelError
 from demur.decision.prompt import CompiledPrompt
 from demur.decision.question import Option, Question
-from demur.decision.task import DecisionSpec, ReadoutKind, ReadoutSpec
+from demur.decision.task import DecisionSpec, LengthHandling, ReadoutKind, ReadoutSpec, Task
 from demur.server.decide import DecidePipeline
 from demur.server.engines.base import ModelIdentity, TokenRead
 from demur.server.errors import InputTooLong
@@ -29,6 +30,8 @@ class UniformEngine:
 
     async def read(self, prompts, labels):
         self.calls.append(len(prompts))
+        if any(len(prompt.ids) >= self.identity.max_model_len for prompt in prompts):
+            raise ValueError("longer than the context")
         size = len(self.tokenizer)
         return [
             TokenRead(np.full(len(ids), -np.log(size)), len(prompt.ids), 0)
@@ -68,6 +71,19 @@ async def test_a_question_that_no_input_fits_beside_is_refused_and_not_kept(pipe
         await pipeline.decide(asked)
     assert error.value.extra["allowed"] == 0
     assert not pipeline._questions
+
+
+@pytest.mark.parametrize("room", [0, 1, 2])
+async def test_a_question_that_leaves_no_room_for_the_prior_is_refused(room):
+    """What is read for the prior is longer than the shortest input."""
+    spec = DecisionSpec(Question("Is it so?", OPTIONS), ReadoutSpec(ReadoutKind.TEXT, LengthHandling.PRIOR))
+    fixed = DecidePipeline(UniformEngine(4096), max_input_tokens=4096).prompts.compile(spec).fixed_tokens
+    pipeline = DecidePipeline(UniformEngine(fixed + room), max_input_tokens=4096)
+    for text in ("x", ""):
+        with pytest.raises(InputTooLong):
+            await pipeline.decide(DecideRequest(spec, text))
+    with pytest.raises(UnusableModelError, match=f"task t: .* no room for an input in the context of {fixed + room}"):
+        pipeline.prepare([Task("t", spec)])
 
 
 async def test_long_inputs_leave_other_work_its_threads(pipeline, monkeypatch):
