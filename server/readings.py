@@ -85,7 +85,7 @@ class ReadCache:
     """Readouts by row hash in a JSON Lines file that begins with a digest of the pins. It holds no input.
 
     A file made with other pins is begun anew: its reads are of another model, prompt or question. A line that was cut
-    when a run was stopped is dropped.
+    when a run was stopped is dropped. Raises DataFileError for a file that holds something else.
     """
 
     def __init__(self, path: Path | None, pins: Mapping[str, str]) -> None:
@@ -118,8 +118,11 @@ class ReadCache:
     def _load(self) -> dict[str, Readout]:
         if self._path is None or not self._path.is_file():
             return {}
-        lines = self._path.read_text(encoding="utf-8").splitlines()
-        self._fits = bool(lines) and _parsed(lines[0]) == self._head
+        lines = self._path.read_bytes().splitlines()
+        head = _parsed(lines[0]) if lines else None
+        if lines and not (isinstance(head, dict) and head.keys() == self._head.keys()):
+            raise DataFileError(f"{self._path} is no file of reads, and would be written over; name another")
+        self._fits = head == self._head
         if not self._fits:
             return {}
         known: dict[str, Readout] = {}
@@ -209,7 +212,7 @@ def _line(key: str, readout: Readout) -> dict[str, Any]:
     return {"row": key, "scores": readout.scores.tolist(), "label_mass": readout.label_mass}
 
 
-def _parsed(line: str) -> Any:
+def _parsed(line: bytes) -> Any:
     try:
         return json.loads(line)
     except ValueError:

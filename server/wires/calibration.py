@@ -43,7 +43,13 @@ def routes(services: Services) -> list[Route]:
             body = _parse(ReadingsIn, await services.read(request))
             limit = services.settings.max_batch
             if len(body.inputs) > limit:
-                raise TooLarge(f"{len(body.inputs)} inputs in one request, the limit is {limit}", limit=limit)
+                raise TooLarge(
+                    f"{len(body.inputs)} inputs in one request, the limit is {limit}",
+                    limit=limit,
+                    size=len(body.inputs),
+                )
+            nulls = (index for index, value in enumerate(body.inputs) if value is None)
+            require_none(Fault(("inputs", index), "must not be null", "null") for index in nulls)
             reader = _desk(services).reader(task)
             work.watch(request.receive)
             with services.admission.places(len(body.inputs)):

@@ -75,6 +75,15 @@ async def test_reads_of_another_model_are_not_used(tmp_path):
     assert "row 1" not in cache.read_text()
 
 
+@pytest.mark.parametrize("content", [b'{"input": "x", "label": "a"}\n', b"\xff\xfe", b"notes\n"])
+async def test_a_file_that_is_none_of_reads_is_not_written_over(tmp_path, content):
+    mine = tmp_path / "rows.jsonl"
+    mine.write_bytes(content)
+    with pytest.raises(DataFileError, match=r"rows\.jsonl is no file of reads"):
+        await read_rows(StubReader(), ROWS, cache=mine)
+    assert mine.read_bytes() == content
+
+
 async def test_rows_that_do_not_fit_or_were_trained_on_are_counted_and_left_out():
     too_long = InputTooLong("too long", tokens=9, allowed=1)
     read = await read_rows(StubReader(says={3: too_long, 5: TrainedOn(), 6: TrainedOn()}), ROWS)
@@ -98,3 +107,15 @@ async def test_what_is_no_distribution_is_refused_with_its_line(scores, mass, sa
     readout = Readout(np.array(scores), np.array(scores), mass)
     with pytest.raises(DataFileError, match=f"line 4: .*{said}"):
         await read_rows(StubReader(says={4: readout}), ROWS)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "status", "type_"),
+    [(["a", None], 422, "invalid_request"), (["a"] * 257, 413, "too_large")],
+)
+async def test_readings_are_asked_for_as_decisions_are(plain, inputs, status, type_):
+    client, _ = plain
+    problem = (await client.post("/tasks/silent/readings", json={"inputs": inputs})).json()
+    assert (problem["status"], problem["type"]) == (status, f"urn:demur:problem:{type_}")
+    assert problem.get("faults", [{}])[0].get("path") == (["inputs", 1] if status == 422 else None)
+    assert (problem.get("limit"), problem.get("size")) == ((256, 257) if status == 413 else (None, None))
