@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from demur.decision.bundle import MANIFEST, Bundle, write_bundle
+from demur.decision.errors import TaskFileError
 from demur.decision.labelled import LabelledData, beside
 from demur.decision.task import Task
+from demur.decision.taskfile import parse_task
 from demur.server.bundles import read_bundles
 from demur.server.bundling import bundle_files, provenance
 from demur.server.calibrate import Calibration, Plan, calibrate
@@ -70,6 +72,7 @@ class CalibrationDesk:
         """
         async with self._lock:
             place = await asyncio.to_thread(self._place, task)
+            said = await asyncio.to_thread(self._said, task)
             reader = self.reader(task)
             others, left_out = beside(data, unlabelled)
             readings = await read_rows(reader, data.rows, concurrency=_CONCURRENCY)
@@ -87,7 +90,6 @@ class CalibrationDesk:
                 repeats=data.duplicates,
             )
             origin = provenance(calibration, data, model=reader.model, unlabelled=others, left_out=left_out)
-            said = task_file(self._tasks, task.name)
             files = await asyncio.to_thread(bundle_files, calibration, task, said, origin, reader.readout, left_out)
             bundle = await asyncio.to_thread(_write, place, task, reader, files)
             if self.shelf is None:
@@ -119,6 +121,17 @@ class CalibrationDesk:
         if (self._bundles / MANIFEST).exists():
             raise Conflict(f"{self._bundles} is the bundle of another task; start with a directory of bundles")
         return self._bundles / task.name
+
+    def _said(self, task: Task) -> bytes:
+        """The task's file, a part of the bundle. Raises Conflict where it says something else than is served."""
+        try:
+            said = task_file(self._tasks, task.name)
+            same = parse_task(said, task.name).content_hash == task.content_hash
+        except (OSError, TaskFileError):
+            same = False
+        if not same:
+            raise Conflict(f"the file of task {task.name} is not what is served by now; send SIGHUP, then try again")
+        return said
 
 
 def _write(place: Path, task: Task, reader: PipelineReader, files: dict[str, bytes]) -> Bundle:

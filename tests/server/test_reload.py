@@ -1,18 +1,21 @@
 """SIGHUP's work: tasks and bundles are swapped together, or not at all. And what SIGTERM must not hide."""
 
 import asyncio
+import json
 import shutil
 from types import SimpleNamespace
 
 import pytest
 
 from demur.decision.errors import BundleError
+from demur.decision.labelled import parse_labelled
 from demur.decision.taskfile import load_task
 from demur.server import serve
 from demur.server.admission import Admission
+from demur.server.calibrate import Plan
 from demur.server.desk import CalibrationDesk
 from demur.server.engines.vllm_engine import EngineNotStarted
-from demur.server.errors import EngineUnavailable
+from demur.server.errors import Conflict, EngineUnavailable
 from demur.server.lifecycle import Lifecycle, Phase
 from demur.server.loop.loop import Loop
 from demur.server.loop.watch import Watch
@@ -70,6 +73,25 @@ async def test_a_bundle_that_is_swapped_in_during_a_reload_stays(server, tmp_pat
     await built._reload_tasks()
     assert served(built) == {"route": made[0].id}
     assert pipeline._bundles["route"].calibrated.bundle.id == made[0].id
+
+
+@pytest.mark.parametrize("how", ["changed", "gone"])
+async def test_no_bundle_is_made_with_a_task_file_that_is_not_what_is_served(server, tmp_path, how):
+    built = server()
+    await built._reload_tasks()
+    pipeline, file = built._decider.pipeline, tmp_path / "tasks" / "route.yaml"
+    task = built._registry.current["route"]
+    desk = CalibrationDesk(lambda: pipeline, built._registry, tasks=tmp_path / "tasks", bundles=tmp_path / "bundles")
+    if how == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(TASK_YAML.replace(b"Which team?", b"Which group?"))
+    names = task.spec.question.names
+    lines = "\n".join(json.dumps({"input": f"row {n}", "label": names[n % 2]}) for n in range(60))
+    before = served(built)
+    with pytest.raises(Conflict, match="send SIGHUP"):
+        await desk.calibrate(task, parse_labelled(lines.encode(), "rows", task.spec.question), Plan())
+    assert served(built) == before
 
 
 @pytest.mark.parametrize("broken", ["task", "bundle", "half"])
