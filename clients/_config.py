@@ -31,8 +31,8 @@ def resolve(base_url: str | None, api_key: str | None, timeout: float, retry: Re
     """Settings from arguments, then `DEMUR_URL` and `DEMUR_API_KEY`, then defaults. Raises ValueError."""
     try:
         url = httpx.URL(base_url or os.environ.get("DEMUR_URL") or DEFAULT_URL)
-    except httpx.InvalidURL as error:
-        raise ValueError(f"the base URL is none: {error}") from None
+    except httpx.InvalidURL:  # which may quote credentials
+        raise ValueError("the base URL is no URL") from None
     if url.scheme not in {"http", "https"} or not url.host:
         raise ValueError("the base URL must start with http:// or https:// and name a host")
     if url.userinfo or url.query or url.fragment:

@@ -40,8 +40,9 @@ def decide(
 ) -> None:
     """Decide TASK about INPUT, or about every line of standard input.
 
-    A line is JSON: an input, or an object with an `input` and whatever else is to come back with the answer. One line
-    of JSON goes to standard output for each; the exit status is 1 if any is a problem. The key is DEMUR_API_KEY.
+    A line is JSON: an input, or an object with an `input` and whatever else is to come back with the answer, under
+    `row` where the answer has a member of that name. One line of JSON goes to standard output for each; the exit
+    status is 1 if any is a problem. The key is DEMUR_API_KEY.
     """
     check_model_options(model, adapter, dtype)
     try:
@@ -60,6 +61,8 @@ def decide(
     for row, answer in zip(rows, bar, strict=True):
         problems += "problem" in answer
         rest = {key: value for key, value in row.items() if key != "input"}
+        if taken := {key: rest.pop(key) for key in rest.keys() & answer.keys()}:
+            rest["row"] = taken | ({"row": rest["row"]} if "row" in rest else {})
         click.echo(json.dumps(rest | answer, ensure_ascii=False, indent=2 if text is not None else None))
     sys.exit(1 if problems else 0)
 
@@ -69,11 +72,18 @@ def _rows(lines: Iterable[str]) -> Iterator[Row]:
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
+            value = json.loads(line, object_pairs_hook=_once)
         except (ValueError, RecursionError) as error:
             raise click.ClickException(f"line {number} of the input is not JSON: {error}") from None
         row = value if isinstance(value, dict) and "input" in value else {"input": value}
         yield _sayable(row, f"line {number} of the input")
+
+
+def _once(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(members)
+    if len(value) < len(members):
+        raise ValueError("a key of an object is given twice")
+    return value
 
 
 def _sayable(row: Row, where: str) -> Row:

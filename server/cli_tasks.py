@@ -1,7 +1,6 @@
 """`demur tasks`: checking task files."""
 
 import asyncio
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,24 +65,18 @@ def check(files: tuple[Path, ...], model: str | None, adapter: Path | None, data
 
 
 def read_rows(path: Path, task: Task) -> Rows:
-    """Pairs of input and label. A line that is not such a pair ends the command with its number."""
-    from demur.decision.canonical import canonical_text
+    """Pairs of input and label. Every row that is no such pair is named as the command ends."""
+    from demur.decision.errors import DataFileError
+    from demur.decision.labelled import read_labelled
 
-    rows: Rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            text, label = canonical_text(row["input"]), row["label"]
-        except (ValueError, KeyError, TypeError):
-            raise click.ClickException(f"{path}:{number}: not a JSON object with input and label") from None
-        if label not in task.spec.question.names:
-            raise click.ClickException(f"{path}:{number}: the label {label!r} is not an option of {task.name}")
-        rows.append((text, label))
-    if not rows:
-        raise click.ClickException(f"{path} has no rows")
-    return rows
+    try:
+        data = read_labelled(path, task.spec.question)
+    except DataFileError as error:
+        raise click.ClickException(str(error)) from None
+    if data.options_vary:
+        raise click.ClickException(f"{path}: rows have questions of their own; readouts are compared on the task's")
+    names = task.spec.question.names
+    return [(row.text, None if row.label is None else names[row.label]) for row in data.rows]
 
 
 async def _with_model(
@@ -95,6 +88,7 @@ async def _with_model(
     from demur.server.decide import DecidePipeline
     from demur.server.engines.identity import ModelUnusable
     from demur.server.engines.vllm_engine import VllmEngine, VllmSettings
+    from demur.server.errors import DemurError
     from demur.server.tasks import task_path
 
     try:
@@ -117,5 +111,7 @@ async def _with_model(
                 accuracy = "" if trial.accuracy is None else f"{trial.accuracy:.3f}"
                 click.echo(f"  {trial.name:<12} {trial.label_mass:>10.3f}  {accuracy:>8}  {trial.note or ''}".rstrip())
         return wrong
+    except DemurError as error:
+        raise click.ClickException(error.detail) from None
     finally:
         await engine.aclose()

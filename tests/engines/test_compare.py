@@ -26,10 +26,13 @@ def test_the_demo_model_reads_best_what_it_was_trained_to_read(live: "Live") -> 
     assert all(0 < trial.label_mass <= 1 and trial.n == 40 for trial in trials.values())
 
 
-@pytest.mark.parametrize("line", ["{", "[]", '{"input": "x"}', '{"input": "x", "label": "none of these"}'])
+@pytest.mark.parametrize(
+    "line", ["{", "[]", '{"input": "x"}', '{"input": "x", "label": "none of these"}', "[" * 99_999, "\udcff"]
+)
 def test_rows_that_are_wrong_are_named(line: str, tmp_path: Path) -> None:
     task = load_task(Path("examples/tasks/voice_intent.yaml"))
     path = tmp_path / "rows.jsonl"
-    path.write_text(json.dumps({"input": "x", "label": task.spec.question.names[0]}) + "\n" + line + "\n")
+    good = json.dumps({"input": "two\u2028lines", "label": task.spec.question.names[0]}, ensure_ascii=False)
+    path.write_text(f"{good}\n{line}\n", errors="surrogateescape")
     with pytest.raises(Exception, match=r"rows\.jsonl:2"):
         read_rows(path, task)

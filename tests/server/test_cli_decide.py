@@ -1,9 +1,12 @@
 """What `demur decide` reads, before it asks anybody."""
 
+import json
+
 import pytest
 from click.testing import CliRunner
 
 from demur.server.cli_calibrate import calibrate
+from demur.server import cli_decide
 from demur.server.cli_decide import decide
 
 
@@ -16,6 +19,7 @@ from demur.server.cli_decide import decide
         ('{"input": 1e999}', "infinity"),
         (r'"\ud800"', "surrogate"),
         (r'{"input": "x", "ref": "\ud800"}', "surrogate"),
+        ('{"input": "a", "input": "b"}', "given twice"),
         ("null", "null"),
         ('{"input": null}', "null"),
     ],
@@ -57,3 +61,12 @@ def test_an_input_that_cannot_be_sent_is_refused():
     result = CliRunner().invoke(decide, ["task", "\udcff"])
     assert result.exit_code == 1
     assert result.output.startswith("Error: the input holds")
+
+
+def test_what_stands_beside_an_input_comes_back_even_where_the_answer_has_its_name(monkeypatch):
+    monkeypatch.setattr(cli_decide, "_ask", lambda *_: iter([{"id": "dec_1", "decision": "a"}] * 2))
+    lines = '{"input": "x", "id": "17", "row": 3, "ref": 5}\n{"input": "x", "ref": 6, "row": 4}\n'
+    result = CliRunner().invoke(decide, ["task"], input=lines)
+    first, second = (json.loads(line) for line in result.stdout.splitlines())
+    assert first == {"ref": 5, "row": {"id": "17", "row": 3}, "id": "dec_1", "decision": "a"}
+    assert second == {"ref": 6, "row": 4, "id": "dec_1", "decision": "a"}
