@@ -6,6 +6,7 @@ of the model's tokenizer, so the shared one is neither changed nor affected by w
 """
 
 import json
+import string
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,9 @@ from demur.decision.errors import UnusableModelError
 #: What stands for a character that the tokenizer can only write as an added token (mostly `<unk>`); first that works.
 STAND_INS = ("\ufffd", "?", "_", " ")
 
+# Sentencepiece writes a space as the second of these.
+_WHITE = string.whitespace + "\u2581"
+
 #: A megabyte takes seconds: text of more characters is encoded as a batch of one, which lets other threads run.
 _LONG_TEXT = 4_096
 
@@ -26,7 +30,8 @@ class PlainTokenizer:
 
     Attributes
     ----------
-    added_ids : frozenset of int, every id of the added vocabulary, special or not; `encode` yields none of them.
+    added_ids : frozenset of int, every id of the added vocabulary, special or not; `encode` yields none of them. Mere
+        white space is left out: some vocabularies (Gemma's) add their newlines, which control nothing.
     bos_ids : tuple of int, what the tokenizer itself puts in front of a text.
 
     Raises
@@ -46,7 +51,8 @@ class PlainTokenizer:
         self._control.no_padding()
         self._plain = _without_added(self._control)
         added = self._control.get_added_tokens_decoder()
-        self.added_ids: frozenset[int] = frozenset(added) | frozenset(tokenizer.all_special_ids)
+        white = {token for token, how in added.items() if not how.special and not how.content.strip(_WHITE)}
+        self.added_ids: frozenset[int] = frozenset(added.keys() - white) | frozenset(tokenizer.all_special_ids)
         usable = (c for c in STAND_INS if self._raw(c) and self.added_ids.isdisjoint(self._raw(c)))
         self._stand_in = next(usable, "")
         self.bos_ids = self._leading_ids()

@@ -8,7 +8,7 @@ import unicodedata
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken, Tokenizer, normalizers
 from tokenizers import models as cores
 from transformers import PreTrainedTokenizerFast
 
@@ -148,6 +148,18 @@ def test_a_one_character_added_token_is_replaced():
     plain = PlainTokenizer(PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="!"))
     assert plain.added_ids == {1}
     assert plain.encode("a!a") == [0, 2, 0]
+
+
+def test_white_space_that_a_vocabulary_adds_is_white_space():
+    """As in Gemma's, whose newlines are added tokens: they control nothing, and text is made of them."""
+    vocabulary = {"a": 0, "\n": 1, "\n\n": 2, "?": 3, "<t>": 4, "\u2581": 5, "\u2581\u2581": 6}
+    backend = Tokenizer(cores.BPE(vocabulary, [("\n", "\n"), ("\u2581", "\u2581")]))
+    backend.normalizer = normalizers.Replace(" ", "\u2581")
+    added = [AddedToken(text, normalized=False, special=False) for text in ("\n", "\n\n", "<t>", "\u2581\u2581")]
+    backend.add_tokens(added)
+    plain = PlainTokenizer(PreTrainedTokenizerFast(tokenizer_object=backend))
+    assert plain.encode("a\n\na  \n") == [0, 2, 0, 6, 1]
+    assert plain.added_ids == {4}
 
 
 def test_a_slow_tokenizer_is_refused_with_the_reason():
