@@ -1,5 +1,6 @@
 """Readings from a running server, by its admin route `POST /tasks/{name}/readings`."""
 
+import asyncio
 import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -19,6 +20,9 @@ from demur.server.readings import TrainedOn
 
 _DEFAULT = "http://127.0.0.1:8000"
 _TIMEOUT_S = 120.0
+#: A server that is busy with other traffic is asked so often, after what its Retry-After says.
+_ATTEMPTS = 8
+_LONGEST_PAUSE_S = 30
 
 
 class UrlReader:
@@ -69,18 +73,21 @@ def _path(task: Task) -> str:
 
 
 async def _post(http: httpx.AsyncClient, path: str, body: Any) -> dict[str, Any]:
-    try:
-        response = await http.post(path, json=body)
-    except httpx.RequestError as error:
-        raise DemurClientError(f"{http.base_url} does not answer: {type(error).__name__}") from None
-    if response.status_code != 200:
+    for attempt in range(1, _ATTEMPTS + 1):
         try:
-            detail = response.json()["detail"]
-        except (ValueError, KeyError, TypeError):
-            detail = "no detail"
-        raise DemurClientError(f"{http.base_url} answers {response.status_code}: {detail}")
+            response = await http.post(path, json=body)
+        except httpx.RequestError as error:
+            raise DemurClientError(f"{http.base_url} does not answer: {type(error).__name__}") from None
+        if response.status_code not in (429, 503) or attempt == _ATTEMPTS:
+            break
+        wanted = response.headers.get("Retry-After", "")
+        await asyncio.sleep(min(int(wanted) if wanted.isdecimal() else 1, _LONGEST_PAUSE_S))
     try:
-        answer: dict[str, Any] = response.json()
+        answer = response.json()
     except ValueError:
-        raise DemurClientError(f"{http.base_url} answers with something else than JSON; is it Demur?") from None
+        answer = None
+    if not isinstance(answer, dict):
+        raise DemurClientError(f"{http.base_url} answers {response.status_code}, and not as a Demur server does")
+    if response.status_code != 200:
+        raise DemurClientError(f"{http.base_url} answers {response.status_code}: {answer.get('detail', 'no detail')}")
     return answer

@@ -3,15 +3,19 @@
 import asyncio
 import json
 
+import httpx
 import numpy as np
 import pytest
 
+from demur.clients import DemurClientError
 from demur.decision.errors import DataFileError
 from demur.decision.labelled import parse_labelled
 from demur.decision.question import Option, Question
 from demur.decision.readout import Readout
+from demur.decision.task import DecisionSpec, Task
 from demur.server.errors import EngineUnavailable, InputTooLong
 from demur.server.readings import TrainedOn, read_rows
+from demur.server.url_reader import UrlReader
 
 QUESTION = Question("Which?", (Option("a"), Option("b")))
 ROWS = parse_labelled(
@@ -119,3 +123,26 @@ async def test_readings_are_asked_for_as_decisions_are(plain, inputs, status, ty
     assert (problem["status"], problem["type"]) == (status, f"urn:demur:problem:{type_}")
     assert problem.get("faults", [{}])[0].get("path") == (["inputs", 1] if status == 422 else None)
     assert (problem.get("limit"), problem.get("size")) == ((256, 257) if status == 413 else (None, None))
+
+
+def url_reader(*replies):
+    """A reader of a server that gives these replies, one after the other."""
+    script = iter(replies)
+    http = httpx.AsyncClient(transport=httpx.MockTransport(lambda _: next(script)), base_url="http://demur.test")
+    pinned = {"pins": {"weights": "1"}, "model": "stub", "readout": "letter"}
+    return UrlReader(http, Task("t", DecisionSpec(QUESTION)), pinned)
+
+
+@pytest.mark.parametrize("status", [429, 503])
+async def test_a_server_that_is_busy_is_asked_again(status):
+    busy = httpx.Response(status, headers={"Retry-After": "0"}, json={"detail": "later"})
+    read = httpx.Response(200, json={"items": [{"scores": [-0.5, None], "label_mass": 0.9}]})
+    readout = await url_reader(busy, busy, read).read(ROWS[0])
+    assert readout.scores.tolist() == [-0.5, -np.inf]
+    with pytest.raises(DemurClientError, match=f"answers {status}: later"):
+        await url_reader(*[busy] * 20).read(ROWS[0])
+
+
+async def test_a_server_that_is_another_one_is_said():
+    with pytest.raises(DemurClientError, match="not as a Demur server does"):
+        await url_reader(httpx.Response(200, text="<html>")).read(ROWS[0])
