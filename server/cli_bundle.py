@@ -107,15 +107,16 @@ class _Model:
 
         from demur.decision.prompt import PromptBuilder
         from demur.server.engines.adapter import check_adapter
-        from demur.server.engines.identity import ModelUnusable, identify, model_config
+        from demur.server.engines.identity import ModelUnusable, check_servable, identify
 
-        if adapter is not None:
-            try:
-                check_adapter(adapter, directory, model_config(directory))
-            except ModelUnusable as error:
-                raise click.ClickException(str(error)) from None
-        tokenizer = AutoTokenizer.from_pretrained(directory)
-        self._prompts = PromptBuilder(tokenizer)
+        try:
+            config = check_servable(directory, cpu=False)
+            if adapter is not None:
+                check_adapter(adapter, directory, config)
+            tokenizer = AutoTokenizer.from_pretrained(directory)
+            self._prompts = PromptBuilder(tokenizer)
+        except (ModelUnusable, DecisionError) as error:
+            raise click.ClickException(str(error)) from None
         template = str(tokenizer.chat_template or "")
         self._identity = identify(
             directory, name=None, engine="none", max_model_len=0, chat_template=template, adapter=adapter

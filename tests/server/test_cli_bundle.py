@@ -45,6 +45,13 @@ def test_verify(tmp_path):
     assert demur("show", tmp_path / "two")[0] == demur("diff", tmp_path / "one", tmp_path / "two")[0] == 1
 
 
+def test_verify_against_a_folder_that_is_no_model(tmp_path):
+    make_bundle(tmp_path / "b")
+    (tmp_path / "empty").mkdir()
+    code, _, err = demur("verify", tmp_path / "b", "--model", tmp_path / "empty")
+    assert (code, "config.json is missing" in err) == (1, True)
+
+
 def test_verify_against_a_model(tmp_path):
     from transformers import AutoTokenizer
 
