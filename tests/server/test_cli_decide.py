@@ -5,8 +5,8 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from demur.server.cli_calibrate import calibrate
 from demur.server import cli_decide
+from demur.server.cli_calibrate import calibrate
 from demur.server.cli_decide import decide
 
 
