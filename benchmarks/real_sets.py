@@ -24,7 +24,8 @@ from demur.decision.task import DecisionSpec, LengthHandling, PromptLayout, Read
 from demur.server.calibrate import Plan, calibrate
 from demur.server.decide import DecidePipeline
 from demur.server.demo_model import export_demo_model
-from demur.server.engines.vllm_engine import VllmEngine, VllmSettings
+from demur.server.engines.vllm_engine import VllmEngine
+from demur.server.engines.vllm_setup import VllmSettings
 from demur.server.evaluation import raw_probabilities
 from demur.server.making import after_cross_fit
 from demur.server.readers import PipelineReader

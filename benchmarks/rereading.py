@@ -19,7 +19,8 @@ from demur.decision.labelled import read_labelled
 from demur.decision.taskfile import load_task
 from demur.server.calibrated import Calibrated
 from demur.server.decide import DecidePipeline
-from demur.server.engines.vllm_engine import VllmEngine, VllmSettings
+from demur.server.engines.vllm_engine import VllmEngine
+from demur.server.engines.vllm_setup import VllmSettings
 from demur.server.readers import PipelineReader
 from demur.server.readings import read_rows
 

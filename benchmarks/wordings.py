@@ -21,7 +21,8 @@ from demur.decision.question import Option, Question
 from demur.decision.task import DecisionSpec, LengthHandling, PromptLayout, ReadoutKind, ReadoutSpec, Task
 from demur.server.decide import DecidePipeline
 from demur.server.demo_model import export_demo_model
-from demur.server.engines.vllm_engine import VllmEngine, VllmSettings
+from demur.server.engines.vllm_engine import VllmEngine
+from demur.server.engines.vllm_setup import VllmSettings
 from demur.server.evaluation import raw_probabilities
 from demur.server.readers import PipelineReader
 from demur.server.readings import read_rows

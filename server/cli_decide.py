@@ -146,7 +146,8 @@ async def _run(
     from demur.decision.canonical import canonical_text
     from demur.decision.slices import slice_of
     from demur.server.decide import DecidePipeline
-    from demur.server.engines.vllm_engine import VllmEngine, VllmSettings
+    from demur.server.engines.vllm_engine import VllmEngine
+    from demur.server.engines.vllm_setup import VllmSettings
     from demur.server.errors import DemurError
     from demur.server.tasks import read_tasks
     from demur.server.types import DecideRequest

@@ -87,7 +87,8 @@ async def _with_model(
     from demur.server.compare import compare_readouts
     from demur.server.decide import DecidePipeline
     from demur.server.engines.identity import ModelUnusable
-    from demur.server.engines.vllm_engine import VllmEngine, VllmSettings
+    from demur.server.engines.vllm_engine import VllmEngine
+    from demur.server.engines.vllm_setup import VllmSettings
     from demur.server.errors import DemurError
     from demur.server.tasks import task_path
 

@@ -75,7 +75,8 @@ async def _reader(task: Task, source: Source) -> AsyncIterator[KnownReader]:
             yield remote
         return
     from demur.server.decide import DecidePipeline
-    from demur.server.engines.vllm_engine import VllmEngine, VllmSettings
+    from demur.server.engines.vllm_engine import VllmEngine
+    from demur.server.engines.vllm_setup import VllmSettings
     from demur.server.readers import PipelineReader
 
     settings = VllmSettings(model=source.model, adapter=source.adapter, name=source.name, dtype=source.dtype)

@@ -27,7 +27,8 @@ from demur.server.decide import DecidePipeline, Prepared
 from demur.server.desk import CalibrationDesk
 from demur.server.engines import watch
 from demur.server.engines.identity import ModelUnusable
-from demur.server.engines.vllm_engine import EngineNotStarted, VllmEngine, VllmSettings
+from demur.server.engines.vllm_engine import EngineNotStarted, VllmEngine
+from demur.server.engines.vllm_setup import VllmSettings
 from demur.server.errors import DemurError, EngineUnavailable, Unavailable
 from demur.server.lifecycle import Lifecycle, Phase
 from demur.server.loop.loop import Loop

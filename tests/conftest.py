@@ -30,7 +30,7 @@ def demo_model() -> Path:
 @pytest.fixture(scope="session")
 def live(demo_model: Path) -> Iterator["Live"]:
     """The engine that the session shares: real vLLM with the demo model."""
-    from demur.server.engines.vllm_engine import VllmSettings
+    from demur.server.engines.vllm_setup import VllmSettings
     from tests.live import Live
 
     live = Live()

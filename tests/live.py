@@ -19,7 +19,8 @@ from demur.server.app import Application, create_app
 from demur.server.bundles import read_bundles
 from demur.server.decide import DecidePipeline
 from demur.server.desk import CalibrationDesk
-from demur.server.engines.vllm_engine import VllmEngine, VllmSettings
+from demur.server.engines.vllm_engine import VllmEngine
+from demur.server.engines.vllm_setup import VllmSettings
 from demur.server.lifecycle import Lifecycle
 from demur.server.loop.loop import Loop
 from demur.server.registry import Registry

@@ -53,7 +53,7 @@ MANY = tuple(range(300, 500))
 @pytest.fixture(scope="module")
 def adapted(live: "Live") -> Iterator["Live"]:
     """A second engine: the model without the demo's adapter, and the adapter beside it."""
-    from demur.server.engines.vllm_engine import VllmSettings
+    from demur.server.engines.vllm_setup import VllmSettings
     from tests.live import Live
 
     plain = export_demo_model(Path("models/plain"), plain=True, renew=True)

@@ -13,7 +13,8 @@ from demur.decision.task import DecisionSpec, Mode, ReadoutKind, ReadoutSpec, Th
 from demur.server.decide import DecidePipeline
 from demur.server.engines.identity import ModelUnusable, check_servable, identify
 from demur.server.engines.transformers_engine import TransformersEngine
-from demur.server.engines.vllm_engine import VllmEngine, VllmSettings
+from demur.server.engines.vllm_engine import VllmEngine
+from demur.server.engines.vllm_setup import VllmSettings
 from demur.server.types import DecideRequest, Decision
 from tests.live import Live
 from tests.models import KINDS, build_model

@@ -7,7 +7,8 @@ import pytest
 
 from demur.server.engines import vllm_engine, vllm_plugin, watch
 from demur.server.engines.identity import ModelUnusable
-from demur.server.engines.vllm_engine import EngineNotStarted, VllmEngine, VllmSettings
+from demur.server.engines.vllm_engine import EngineNotStarted, VllmEngine
+from demur.server.engines.vllm_setup import VllmSettings
 from demur.server.errors import EngineUnavailable
 
 
@@ -17,8 +18,8 @@ def start(monkeypatch, tmp_path):
 
     async def begin(configure, come_up=lambda _: None):
         monkeypatch.setattr(vllm_engine, "check_servable", lambda *_, **__: {})
-        monkeypatch.setattr(vllm_engine, "_prepare_environment", lambda _: None)
-        monkeypatch.setattr(vllm_engine, "_configure", configure)
+        monkeypatch.setattr(vllm_engine, "prepare_environment", lambda _: None)
+        monkeypatch.setattr(vllm_engine, "configure", configure)
         monkeypatch.setattr(vllm_engine, "_start_vllm", come_up)
         return await VllmEngine.start(VllmSettings(model=str(tmp_path)))
 
