@@ -15,6 +15,8 @@ from demur.server.store.records import DecisionRecord, Draw, GuaranteeRecord
 from demur.server.store.store import Store
 from demur.server.store.upkeep import erase
 
+from .servers import start
+
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 GUARANTEE = GuaranteeRecord("g", "route", None, "b" * 64, 0.05, 0.05, NOW, NOW + timedelta(days=90), first_audit_seq=0)
 
@@ -84,3 +86,17 @@ def open_store(database: str) -> Iterator[Callable[[], Store]]:
     yield build
     for store in opened:
         store.close()
+
+
+@pytest.fixture
+async def run(tmp_path):
+    """Starts processes on one store; they end with the test."""
+    started = []
+
+    async def begin(**options):
+        started.append(await start(tmp_path, **options))
+        return started[-1]
+
+    yield begin
+    for process in started:
+        await process.close()

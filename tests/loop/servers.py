@@ -94,3 +94,15 @@ async def start(place: Path, *, task: Task = AUDITED, **settings: Any) -> Proces
         pipeline, registry, configured, lifecycle, model, metrics=metrics, desk=desk, loop=loop, watch=watch
     )
     return Process(app, engine, pipeline, registry, loop, watch)
+
+
+async def label(process, ids, label_):
+    return await process.ask("POST", "/feedback", {"items": [{"id": one, "label": label_} for one in ids]})
+
+
+async def decide_rightly(process, count, *, wrong=0, **body):
+    """Decisions of which the first `wrong` get another label than was decided."""
+    answers = [await process.decide(**body) for _ in range(count)]
+    for index, answer in enumerate(answers):
+        right = answer["decision"]
+        await label(process, [answer["id"]], "sales" if index < wrong else right)

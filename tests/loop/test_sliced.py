@@ -10,8 +10,7 @@ from demur.server.calibrated import policy_hash
 from demur.server.certificate_file import certificate_document
 from tests.server.bundled import bundle_files, certificates, make_bundle
 
-from .servers import AUDITED, start
-from .test_watch import decide_rightly, label
+from .servers import AUDITED, decide_rightly, label, start
 
 SLICED = replace(AUDITED, slice_by="channel")
 SLICES = ("web", "phone")
