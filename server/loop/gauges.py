@@ -111,8 +111,8 @@ class LoopGauges:
         record = status.record
         at = record.task, record.slice or ""
         for bound, value in (("estimate", status.estimate), ("upper", status.upper), ("recent", status.recent)):
-            if value is not None:
-                self.risk.labels(*at, bound).set(round(value, 9))
+            # Labels may have stopped so long ago that none is recent any more.
+            _show(self.risk, None if value is None else round(value, 9), *at, bound)
         self.risk_limit.labels(*at).set(record.alpha)
         # Audits that came one by one and those of a restart are added up in another order.
         self.log_evalue.labels(*at).set(round(status.log_evalue, 9))

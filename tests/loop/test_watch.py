@@ -201,3 +201,15 @@ async def test_work_that_failed_in_the_background_keeps_nothing_from_being_close
     assert caplog.text.count("RuntimeError: of old") == 2
     with pytest.raises(StoreUnavailable):
         await process.loop.store.write(lambda _: None)
+
+
+async def test_a_recent_risk_is_not_shown_any_more_once_no_label_is_recent(run):
+    process = await run()
+    name = 'demur_trusted_risk{bound="recent",slice="",task="route"}'
+    await label(process, [(await process.decide())["id"]], "billing")
+    assert (await process.metrics())[name] == 0
+    for _ in range(200):
+        await process.decide()
+    await process.watch.labelled()
+    for one in (process, await run()):
+        assert name not in await one.metrics()
