@@ -93,6 +93,9 @@ class DecisionLog:
             for task in late:
                 task.cancel()
             await finished(self._work)
+        if self.buffered:  # nobody asks for metrics any more
+            said = {"decisions": self.buffered}
+            _log.error("decisions are lost: the store did not take them before the end", extra={"fields": said})
         self._lose("closed", self.buffered)
 
     async def _run(self) -> None:
