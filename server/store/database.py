@@ -45,6 +45,10 @@ def connect(url: URL, *, timeout_s: float, pool_size: int, writes: bool) -> Engi
         "options": options,
         "application_name": "demur",
         "tcp_user_timeout": milliseconds,
+        # The system's own probes come after two hours, until when an answer from a host that is gone is waited for.
+        "keepalives_idle": max(1, round(timeout_s)),
+        "keepalives_interval": 1,
+        "keepalives_count": 3,
     }
     try:
         return create_engine(
