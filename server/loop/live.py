@@ -21,7 +21,7 @@ from demur.server.loop.process import Row
 from demur.server.loop.state import GuaranteeStatus, LiveState, TaskStatus
 from demur.server.loop.window import WINDOW
 from demur.server.store.decisions import Labelled, changes, heads, last_labelled
-from demur.server.store.errors import StoreUnavailable
+from demur.server.store.errors import Rewound, StoreUnavailable
 from demur.server.store.guarantees import (
     erased_unlabelled,
     guarantees,
@@ -92,7 +92,7 @@ class LiveLoop:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """`on_change` is told of states that this process was the first to change; `on_view` of every look."""
-        self._store = store
+        self._store, self._max_missing = store, max_missing
         self._state = LiveState(max_missing=max_missing)
         self._on_change, self._on_view = on_change, on_view
         self._clock, self._monotonic = clock, monotonic
@@ -102,6 +102,8 @@ class LiveLoop:
         self._served: dict[str, Served] = {}
         self._known: dict[str, State] = {}
         self._standings: Mapping[str, Standing] = {}
+        #: Certificates that were withdrawn before the store lost what it knew of that.
+        self._lost: set[str] = set()
         self._fresh: float | None = None
         self._watched_since: float | None = None
         self._lock = asyncio.Lock()
@@ -164,6 +166,22 @@ class LiveLoop:
 
     async def _look(self) -> bool:
         """One look; whether there may be more to see."""
+        try:
+            return await self._new()
+        except Rewound as error:
+            _log.error("%s; certificates are unknown until all of it is read again", error)
+            self._begin_again()
+            return True
+
+    def _begin_again(self) -> None:
+        """Numbers are given a second time by now, so nothing that hangs on them is worth keeping."""
+        self._lost |= {key for key, standing in self._standings.items() if standing is Standing.WITHDRAWN}
+        self._state = LiveState(max_missing=self._max_missing)
+        self._place, self._due_until, self._asked_all = None, -math.inf, -math.inf
+        self._wanted = {**self._served, **self._wanted}
+        self._known, self._standings = {}, {}
+
+    async def _new(self) -> bool:
         began = self._monotonic()
         if self._place is None:
             # Before the tables of certificates: what happens between the two comes again as changes.
@@ -244,8 +262,9 @@ class LiveLoop:
         self, served: Served, records: list[GuaranteeRecord], rows: list[list[Row]], audits: list[Labelled]
     ) -> None:
         for record, table in zip(records, rows, strict=True):
-            self._state.know(record, table)
             self._known.setdefault(record.key, record.state)
+            lost = record.key in self._lost
+            self._state.know(replace(record, state="withdrawn") if lost else record, table)
         self._state.serve(served.task, served.bundle, audits)
 
     async def _tell(self, view: LiveView, now: float) -> None:

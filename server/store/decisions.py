@@ -12,6 +12,7 @@ from sqlalchemy import Connection, CursorResult, Dialect, select
 from sqlalchemy.sql.selectable import Select
 
 from demur.server.store import schema
+from demur.server.store.errors import Rewound
 from demur.server.store.records import AuditRecord, DecisionRecord, LabelRecord
 from demur.server.store.rows import (
     OptionSets,
@@ -151,8 +152,13 @@ def last_labelled(connection: Connection, options: OptionSets, *, task: str, bun
 def changes(
     connection: Connection, options: OptionSets, after_audit: int, after_label: int, limit: int
 ) -> tuple[list[AuditRecord], list[LabelRecord]]:
-    """Audits and labels after two places, each in its order, `limit` of each at most. No label precedes its audit."""
+    """Audits and labels after two places, each in its order, `limit` of each at most. No label precedes its audit.
+
+    Raises Rewound if the places lie behind the end.
+    """
     last_audit, last_label = heads(connection)
+    if last_audit < after_audit or last_label < after_label:
+        raise Rewound("the store has lost audits or labels that were read from it")
     audits = drawn(connection, options, after=after_audit, limit=limit) if last_audit > after_audit else []
     if last_label <= after_label:
         return audits, []

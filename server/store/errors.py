@@ -13,5 +13,9 @@ class Superseded(StoreError):
     """Somebody else was first: another version became active, or another attempt was made."""
 
 
+class Rewound(StoreError):
+    """The store has lost what was read from it: it was restored from a copy, or its database failed over to one."""
+
+
 class StoreUnavailable(Exception):
     """The database did not take or give something in time; it may later."""

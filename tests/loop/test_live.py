@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
+import sqlalchemy as sa
 
 from demur.server.loop.live import LiveLoop, Served
 from demur.server.store.errors import StoreUnavailable
@@ -220,3 +221,41 @@ async def test_a_reviewer_who_labels_only_what_looks_wrong_moves_nothing(open_st
     await fresh.catch_up()
     assert shown(loop) == before == shown(fresh)
     assert loop.standing("g") is Standing.VALID
+
+
+def rewind(store, *, audits, labels):
+    """As a copy from when there were so many audits and labels, restored under running processes."""
+    said = (
+        "DELETE FROM labels WHERE seq > :labels",
+        "UPDATE decisions SET label = NULL WHERE label > :labels",
+        "DELETE FROM audits WHERE seq > :audits",
+        "DELETE FROM decisions WHERE seq NOT IN (SELECT decision FROM audits)",
+        "UPDATE guarantees SET state = 'valid', withdrawn_at = NULL, ended_audit_seq = NULL",
+        "UPDATE counters SET audits = :audits, labels = :labels",
+    )
+    values = {"audits": audits, "labels": labels}
+    store.write_now(lambda connection: [connection.execute(sa.text(one), values) for one in said])
+
+
+async def test_after_a_store_was_restored_from_a_copy_labels_count_as_before(open_store):
+    desk, running = Desk(open_store()), process(open_store())
+    desk.label(desk.draw(60), "a")
+    await running.catch_up()
+    rewind(desk.store, audits=20, labels=10)
+    desk.label(desk.draw(20), "b")
+    fresh = process(open_store())
+    for loop in (running, fresh):
+        await loop.catch_up()
+        assert loop.standing("g") is Standing.WITHDRAWN
+        assert loop.view.guarantees["g"].audits == 40
+    assert shown(running) == shown(fresh)
+
+
+async def test_what_was_withdrawn_stays_so_though_the_store_was_restored_from_before(open_store):
+    desk, running = Desk(open_store()), process(open_store())
+    desk.label(desk.draw(20), "b")
+    await running.catch_up()
+    rewind(desk.store, audits=0, labels=0)
+    for loop in (running, process(open_store())):
+        await loop.catch_up()
+        assert loop.standing("g") is Standing.WITHDRAWN
