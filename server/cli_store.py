@@ -224,4 +224,5 @@ def _line(audit: "AuditRecord") -> dict[str, Any]:
         "shadow": None if one.shadow is None else asdict(one.shadow),
         "u": one.draw.u,
         "rate": one.draw.rate,
+        "least_rate": audit.least_rate,
     }

@@ -1,7 +1,7 @@
 """Audits: drawn at decision time by a keyed hash of the decision's id, and durable before the answer."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from time import monotonic
 
@@ -42,8 +42,7 @@ class Auditor:
 
     def draw(self, decision_id: str, task: Task, verdict: Verdict) -> Draw:
         """Whether to audit: at the verdict's rate, or at one rate for all (the largest) without a certificate."""
-        rates = {Verdict.TRUST: task.audit.trust, Verdict.REVIEW: task.audit.review, Verdict.DEFER: task.audit.defer}
-        rate = max(rates.values()) if self.withdrawn(task.name) else rates[verdict]
+        rate = self._rates(task)[verdict]
         u = self._store.u(decision_id)
         return Draw(u, rate, drawn=u < rate)
 
@@ -51,8 +50,11 @@ class Auditor:
         """Stores a drawn decision and its audit; whether it is durable."""
         due = record.at + self._due
         double = self._store.u(record.id, "double") < task.double_label
+        least = min(self._rates(task).values())
         try:
-            await self._store.write(lambda connection: decisions.put_drawn(connection, record, due=due, double=double))
+            await self._store.write(
+                lambda connection: decisions.put_drawn(connection, record, due=due, double=double, least_rate=least)
+            )
         except StoreUnavailable:
             self._missed()
             return False
@@ -81,6 +83,10 @@ class Auditor:
             return False
         self.unaudited += 1
         return self.unaudited > self._max_unaudited or self._clock() - self._down_since > MAX_UNAUDITED_S
+
+    def _rates(self, task: Task) -> Mapping[Verdict, float]:
+        rates = {Verdict.TRUST: task.audit.trust, Verdict.REVIEW: task.audit.review, Verdict.DEFER: task.audit.defer}
+        return dict.fromkeys(rates, max(rates.values())) if self.withdrawn(task.name) else rates
 
     def _missed(self) -> None:
         self._down_since = self._clock() if self._down_since is None else self._down_since

@@ -37,7 +37,7 @@ def put(connection: Connection, records: Sequence[DecisionRecord]) -> None:
     _driven(connection, _inserts(connection.dialect.name).decision, [decision_row(record) for record in records])
 
 
-def put_drawn(connection: Connection, record: DecisionRecord, *, due: datetime, double: bool) -> int:
+def put_drawn(connection: Connection, record: DecisionRecord, *, due: datetime, double: bool, least_rate: float) -> int:
     """Stores a decision that was drawn, with its audit; gives the audit's seq."""
     _put_options(connection, [record])
     insert = _inserts(connection.dialect.name)
@@ -51,6 +51,7 @@ def put_drawn(connection: Connection, record: DecisionRecord, *, due: datetime, 
         "due": micros(due),
         "double": double,
         "open": True,
+        "least_rate": least_rate,
     }
     _driven(connection, insert.audit, [audit])
     return seq
@@ -202,6 +203,7 @@ def _whole() -> Select[Any]:
             _A.c.due,
             _A.c.double,
             _A.c.open,
+            _A.c.least_rate,
             _FIRST.c.label.label("audit_label"),
             _SECOND.c.label.label("audit_second"),
         )

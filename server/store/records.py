@@ -88,7 +88,8 @@ class AuditRecord:
     """A drawn decision. `seq` is its place in drawn order, without gaps and the same for every process.
 
     `label`: the one in force now, None while it is missing; `second`: another person's, where two are asked.
-    `open`: a label is still wanted.
+    `open`: a label is still wanted. `least_rate`: the smallest rate at which decisions of any verdict were drawn when
+    this one was; 0 if those of some verdict were not drawn at all.
     """
 
     seq: int
@@ -98,6 +99,7 @@ class AuditRecord:
     second: str | None
     double: bool
     open: bool
+    least_rate: float
 
     @property
     def error(self) -> bool | None:

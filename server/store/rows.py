@@ -118,7 +118,7 @@ def decision_of(row: Mapping[Any, Any], options: tuple[str, ...]) -> DecisionRec
 
 
 def audit_of(row: Mapping[Any, Any], decision: DecisionRecord) -> AuditRecord:
-    """The record of an audit; the row has `audit_seq`, `due`, `double`, `open` and both labels' names."""
+    """The record of an audit; the row has `audit_seq`, its other columns and both labels' names."""
     return AuditRecord(
         seq=row["audit_seq"],
         decision=decision,
@@ -127,6 +127,7 @@ def audit_of(row: Mapping[Any, Any], decision: DecisionRecord) -> AuditRecord:
         second=row["audit_second"],
         double=bool(row["double"]),
         open=bool(row["open"]),
+        least_rate=row["least_rate"],
     )
 
 

@@ -123,6 +123,8 @@ audits = Table(
     Column("double", Boolean, nullable=False),
     Column("second", BigInteger),  # seq of the second person's label
     Column("open", Boolean, nullable=False),
+    # The smallest in force for any verdict. What an older server writes, which does not know it, certifies nothing.
+    Column("least_rate", Double, nullable=False, server_default=text("0")),
     Index("ix_audits_decision", "decision", unique=True),
     Index("ix_audits_task_seq", "task", "seq"),
     Index("ix_audits_guarantee_seq", "guarantee", "seq"),

@@ -62,7 +62,9 @@ class Desk:
         records = [decision(self.drawn + i, **changed) for i in range(count)]
         self.drawn += count
         self.store.write_now(
-            lambda connection: [put_drawn(connection, record, due=due, double=False) for record in records]
+            lambda connection: [
+                put_drawn(connection, record, due=due, double=False, least_rate=record.draw.rate) for record in records
+            ]
         )
         return [record.id for record in records]
 

@@ -21,9 +21,10 @@ STREAMS = 100
 LIMIT = DELTA + 3 * np.sqrt(DELTA * (1 - DELTA) / STREAMS)
 
 
-def audit(seq, *, label="a", u=0.001, rate=0.05, due=NOW - timedelta(days=1), **changed):
+def audit(seq, *, label="a", u=0.001, rate=0.05, least=None, due=NOW - timedelta(days=1), **changed):
     record = decision(seq, draw=Draw(u, rate, drawn=True), **changed)
-    return AuditRecord(seq, record, due, label, None, double=False, open=label is None)
+    least = rate if least is None else least
+    return AuditRecord(seq, record, due, label, None, double=False, open=label is None, least_rate=least)
 
 
 def chosen(*audits):
@@ -32,9 +33,25 @@ def chosen(*audits):
 
 
 def test_audits_are_thinned_to_the_smallest_rate_by_the_same_hash():
-    assert chosen(audit(1, u=0.04), audit(2, u=0.009), audit(3, u=0.005, rate=0.01)) == ([2, 3], 0.01)
-    # A rate that nothing was drawn at thins nothing.
+    rows = audit(1, u=0.04, least=0.01), audit(2, u=0.009, least=0.01), audit(3, u=0.005, rate=0.01)
+    assert chosen(*rows) == ([2, 3], 0.01)
+    # Also where no decision of that rate's verdict happens to have been drawn.
+    assert chosen(*rows[:2]) == ([2], 0.01)
     assert chosen(audit(1, u=0.04), audit(2, u=0.009)) == ([1, 2], 0.05)
+
+
+def test_of_times_with_different_rates_those_count_that_leave_most_rows():
+    # Another process drew one more review at its own rate, before it knew that all are drawn alike by now.
+    rows = [audit(seq, u=seq / 100) for seq in (1, 2, 3, 4)]
+    assert chosen(audit(0, u=0.005, rate=0.01), *rows) == ([1, 2, 3, 4], 0.05)
+    before = [audit(seq, u=0.005, rate=0.01) for seq in range(-4, 1)]
+    assert chosen(*before, *rows) == ([-4, -3, -2, -1, 0], 0.01)
+
+
+def test_audits_that_stand_for_some_verdicts_only_are_no_evidence():
+    some = audit(1, least=0.0), audit(2, least=0.0)
+    assert chosen(*some) == ([], 0.0)
+    assert chosen(*some, audit(3, least=0.01)) == ([3], 0.01)
 
 
 def test_what_waits_for_its_label_ends_the_evidence_and_what_never_got_one_is_in_it():

@@ -52,7 +52,9 @@ def put(store, *records):
 def draw(store, *records, double=False):
     for one in records:
         store.write_now(
-            lambda connection, one=one: decisions.put_drawn(connection, one, due=NOW + timedelta(days=7), double=double)
+            lambda connection, one=one: decisions.put_drawn(
+                connection, one, due=NOW + timedelta(days=7), double=double, least_rate=one.draw.rate
+            )
         )
 
 

@@ -48,7 +48,7 @@ def filled(database):
 
     def fill(connection):
         for each in drawn:
-            decisions.put_drawn(connection, each, due=NOW + timedelta(days=7), double=False)
+            decisions.put_drawn(connection, each, due=NOW + timedelta(days=7), double=False, least_rate=0.5)
         decisions.put(connection, rest)
         labels.give(
             connection, one.options, [LabelGiven("dec_1", "blue"), LabelGiven("dec_3", "red")], key="ann", now=NOW

@@ -102,3 +102,11 @@ def test_an_erased_audit_waits_for_no_label_and_is_missing_only_if_it_was_due(st
     assert erased == {2: True, 3: False}
     (counts,) = store.read_now(lambda connection: upkeep.audit_counts(connection, late)).values()
     assert (counts.labelled, counts.open, counts.expired) == (1, 1, 1)
+
+
+def test_decisions_of_a_clock_that_was_ahead_keep_no_others(store, monkeypatch):
+    monkeypatch.setattr(upkeep, "BATCH", 2)
+    old, ahead = NOW - timedelta(days=2), NOW + timedelta(days=365)
+    put(store, *(record(f"dec_{i}", at=ahead) for i in range(2)), record("dec_2", at=old), record("dec_3", at=NOW))
+    assert store.write_now(lambda connection: upkeep.expire(connection, NOW - timedelta(days=1), NOW)) == 1
+    assert [find(store, f"dec_{i}") is None for i in range(4)] == [False, False, True, False]

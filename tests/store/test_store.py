@@ -1,9 +1,12 @@
 """The store, in SQLite and in PostgreSQL: opened, away and back, closed."""
 
 import asyncio
+import os
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -13,10 +16,11 @@ from alembic.migration import MigrationContext
 from demur.server.store import decisions, schema, upkeep
 from demur.server.store.database import store_url
 from demur.server.store.errors import StoreError, StoreUnavailable
+from demur.server.store.records import Draw
 from demur.server.store.store import Store
 from tests.process.server import wait_for
 
-from .making import find, opened, record
+from .making import draw, find, opened, put, record
 
 
 def test_migrations_make_the_schema_and_run_once_however_many_start(database):
@@ -119,3 +123,39 @@ def test_a_read_that_outlives_the_store_leaves_no_connection_behind(database):
     reading.join(20)
     with pytest.raises(Exception, match="closed"):
         held[0].execute("SELECT 1")
+
+
+def test_audits_of_before_certify_at_the_smallest_rate_that_their_task_had(database):
+    one = opened(database)
+    draw(one, record("dec_1", drawn=True), record("dec_2", drawn=True, task="shapes"))
+    put(one, record("dec_3", draw=Draw(0.9, 0.01, drawn=False)))
+
+    def back(connection):
+        connection.execute(sa.text("ALTER TABLE audits DROP COLUMN least_rate"))
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = '0002'"))
+
+    one.write_now(back)
+    one.close()
+    one = opened(database)
+    audits = one.read_now(lambda connection: decisions.drawn(connection, one.options))
+    assert {audit.decision.task: audit.least_rate for audit in audits} == {"colours": 0.01, "shapes": 0.5}
+    one.close()
+
+
+def test_a_database_whose_host_is_gone_is_not_waited_for_long():
+    """The kernel probes a connection that nothing comes from; left alone it begins after two hours."""
+
+    def timer(port):
+        for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+            _, _, other, state, _, timer, *_ = line.split()
+            if other.endswith(f":{port:04X}") and state == "01" and timer.startswith("02:"):
+                return int(timer[3:], 16) / os.sysconf("SC_CLK_TCK")
+        return None
+
+    with socket.create_server(("127.0.0.1", 0)) as silent, ThreadPoolExecutor(1) as pool:
+        port = silent.getsockname()[1]
+        asking = pool.submit(opened, f"postgresql://demur@127.0.0.1:{port}/demur?gssencmode=disable", 5.0)
+        wait_for(lambda: timer(port) is not None, 20, "a connection")
+        assert timer(port) <= 5
+        silent.close()
+        assert isinstance(asking.exception(30), StoreError)
