@@ -44,10 +44,13 @@ class Candidate:
         return self.selection.calibrator
 
     def improvement(self, before: Calibrated, newer: Evidence) -> tuple[float, float]:
-        """How much less the log loss is than before on newer audits, in nats, and half its 95% interval."""
+        """How much less the log loss is than before on newer audits, in nats, and half its 95% interval.
+
+        Both are 0 where fewer than two of them have a label.
+        """
         pairs = [(r, label) for r, label in zip(newer.readings(), newer.labels(), strict=True) if label is not None]
-        if self.selection.refusal or len(pairs) < 2:
-            return 0.0, float("inf")
+        if len(pairs) < 2:
+            return 0.0, 0.0
         gain = _loss(before.calibrator, pairs) - _loss(self.calibrator, pairs)
         return float(gain.mean()), float(_Z * gain.std(ddof=1) / np.sqrt(len(gain)))
 

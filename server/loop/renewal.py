@@ -30,13 +30,15 @@ from demur.server.store.attempts import begin_attempt, finish_attempt
 from demur.server.store.decisions import drawn
 from demur.server.store.errors import Superseded
 from demur.server.store.guarantees import guarantees
-from demur.server.store.records import Attempt, AttemptKind, BundleVersion, GuaranteeRecord
+from demur.server.store.records import Attempt, AttemptKind, AuditRecord, BundleVersion, GuaranteeRecord
 from demur.server.store.store import Store
 
 Result = Literal["adopted", "nothing_certified", "no_improvement", "too_few_audits"]
 
 #: A refit wants so many audits in each half; a certificate wants what its level needs without any error.
 _LEAST_TO_FIT = 100
+#: Audits that are read at once.
+_PAGE = 5_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,7 @@ class Renewal:
         async with self._lock:
             calibrated = _renewable(task, served)
             records, rows = await self._evidence(task, calibrated)
-            attempt = _Attempted("recertify", task, served, policy, _start(records), by, only_after)
+            attempt = _Attempted("recertify", task, served, policy, records, by, only_after)
             renewed = await self._certified(attempt, rows, Remade(calibrated), same_trusted_set=True)
         self._count(task.name, renewed)
         return renewed
@@ -106,39 +108,41 @@ class Renewal:
         calibrated = _renewable(task, served)
         records, rows = await self._evidence(task, calibrated)
         half = len(rows.audits) // 2
-        if half < _LEAST_TO_FIT:
-            return Renewed("recalibrate", "too_few_audits", len(rows.audits))
         older, newer = Evidence(rows.audits[:half], rows.rate), Evidence(rows.audits[half:], rows.rate)
+        if half < _LEAST_TO_FIT or all(label is None for label in older.labels()):
+            return Renewed("recalibrate", "too_few_audits", len(rows.audits))
         candidate = await asyncio.to_thread(refit, calibrated, task, older)
-        gain, margin = await asyncio.to_thread(candidate.improvement, calibrated, newer)
-        if not gain - margin > 0.0:
-            return Renewed("recalibrate", "no_improvement", len(rows.audits), improvement=gain, margin=margin)
+        if candidate.selection.refusal:
+            return Renewed("recalibrate", "no_improvement", len(rows.audits))
         remade = await asyncio.to_thread(remake, calibrated, task, candidate, served.readout)
+        better = partial(candidate.improvement, calibrated, newer)
         stands = bool(records) and all(record.state in ("valid", "starved") for record in records)
         same = candidate.same_trusted_set(calibrated)
-        if stands and same:
-            version = await self._adopt(task.name, remade.calibrated, served, by)
-            return Renewed(
-                "recalibrate",
-                "adopted",
-                len(rows.audits),
-                improvement=gain,
-                margin=margin,
-                bundle=version.bundle,
-                version=version.version,
-            )
-        attempt = _Attempted("recalibrate", task, served, policy, _start(records), by)
-        return await self._certified(attempt, newer, remade, same_trusted_set=same, gain=gain, margin=margin)
+        if not (stands and same):
+            attempt = _Attempted("recalibrate", task, served, policy, records, by)
+            return await self._certified(attempt, newer, remade, same_trusted_set=same, better=better)
+        gain, margin = await asyncio.to_thread(better)
+        seen = Renewed("recalibrate", "no_improvement", len(rows.audits), improvement=gain, margin=margin)
+        if not gain - margin > 0.0:
+            return seen
+        version = await self._adopt(task.name, remade.calibrated, served, by, ())
+        return replace(seen, outcome="adopted", bundle=version.bundle, version=version.version)
 
     async def _evidence(self, task: Task, calibrated: Calibrated) -> tuple[list[GuaranteeRecord], Evidence]:
         keys = [record.key for record in watched(task.name, calibrated).guarantees]
-
-        def read(connection: Connection) -> tuple[list[GuaranteeRecord], Evidence]:
-            records = guarantees(connection, keys)
-            audits = drawn(connection, self._store.options, after=_start(records), task=task.name)
-            return records, evidence(audits, bundle=calibrated.bundle.id, now=self._clock())
-
-        return await self._store.read(read)
+        records = await self._store.read(lambda connection: guarantees(connection, keys))
+        now, audits, after = self._clock(), list[AuditRecord](), _start(records)
+        # Page by page: all audits of a quarter of a year take longer than the store is given for an answer.
+        while page := await self._store.read(partial(_page, self._store, task.name, after)):
+            audits += page
+            after = page[-1].seq
+        found = await asyncio.to_thread(evidence, audits, bundle=calibrated.bundle.id, now=now)
+        if found.partial and not found.audits:
+            raise Conflict(
+                "the audits stand for some verdicts only, since decisions of others were not drawn at all; set the "
+                "task's audit.trust, audit.review and audit.defer above 0, and try again once enough have been drawn"
+            )
+        return records, found
 
     async def _certified(
         self,
@@ -147,14 +151,17 @@ class Renewal:
         remade: Remade,
         *,
         same_trusted_set: bool,
-        gain: float | None = None,
-        margin: float | None = None,
+        better: Callable[[], tuple[float, float]] | None = None,
     ) -> Renewed:
-        """One attempt at certifying a candidate with audits that it was not fitted on."""
+        """One attempt at certifying a candidate with audits that it was not fitted on.
+
+        `better` says by how much it is better on them, and the margin. That is a look at labels which certify, so it is
+        taken within the attempt: one who looks for nothing until labels come out well would certify too often.
+        """
         task, served, calibrated = asked.task, asked.served, remade.calibrated
         terms, mass = Terms.of(calibrated), min_label_mass(asked.policy, served.readout)
         indices = usable(calibrated, rows, mass)
-        seen = Renewed(asked.kind, "too_few_audits", len(rows.audits), len(indices), improvement=gain, margin=margin)
+        seen = Renewed(asked.kind, "too_few_audits", len(rows.audits), len(indices))
         if max(Counter(slices_of(calibrated, rows, indices)).values(), default=0) < terms.fewest:
             return seen
         now = self._clock()
@@ -164,6 +171,13 @@ class Renewal:
                 connection, task.name, question, asked.kind, terms.delta, now, only_after=asked.only_after
             )
         )
+        seen = replace(seen, attempt=attempt.number, delta=attempt.delta)
+        if better is not None:
+            gain, margin = await asyncio.to_thread(better)
+            seen = replace(seen, outcome="no_improvement", improvement=gain, margin=margin)
+            if not gain - margin > 0.0:
+                await self._store.write(partial(_finish, attempt, seen.outcome))
+                return seen
         issued = await asyncio.to_thread(certify, calibrated, rows, indices, terms, attempt, now)
         thresholds = {value: one.trusted.threshold for value, one in issued.items()}
         outcome: Result = "adopted" if any(one is not None for one in thresholds.values()) else "nothing_certified"
@@ -179,7 +193,7 @@ class Renewal:
             said = {"attempt": attempt.number, "audits": len(rows.audits), "rate": rows.rate, "kind": asked.kind}
             bundle = await asyncio.to_thread(remade.certified, document, said)
             try:
-                version = await self._adopt(task.name, bundle, served, asked.by)
+                version = await self._adopt(task.name, bundle, served, asked.by, asked.standing)
             except Conflict:
                 await self._store.write(partial(_finish, attempt, "superseded"))
                 raise
@@ -187,33 +201,43 @@ class Renewal:
         return replace(
             seen,
             outcome=outcome,
-            attempt=attempt.number,
-            delta=attempt.delta,
             threshold=thresholds.get(None),
             slices={value: one for value, one in thresholds.items() if value is not None},
             bundle=None if version is None else version.bundle,
             version=None if version is None else version.version,
         )
 
-    async def _adopt(self, task: str, renewed: Calibrated, served: ServedBundle, by: str | None) -> BundleVersion:
-        """Only in place of what was renewed: a rollback that came meanwhile stands."""
+    async def _adopt(
+        self, task: str, renewed: Calibrated, served: ServedBundle, by: str | None, standing: Sequence[str]
+    ) -> BundleVersion:
+        """Only in place of what was renewed: a rollback that came meanwhile stands, and so does a withdrawal."""
         try:
-            return await self._shelf.adopt(task, renewed, by, instead_of=served.calibrated.bundle.id)
-        except Superseded:
-            raise Conflict("another version became active meanwhile, and stays; look at it and try again") from None
+            return await self._shelf.adopt(task, renewed, by, instead_of=served.calibrated.bundle.id, standing=standing)
+        except Superseded as error:
+            raise Conflict(str(error)) from None
 
 
 @dataclass(frozen=True, slots=True)
 class _Attempted:
-    """What was asked for. Audits after `start` certify."""
+    """What was asked for. `records` are the certificates as they stood when the audits were read."""
 
     kind: AttemptKind
     task: Task
     served: ServedBundle
     policy: PolicySpec
-    start: int
+    records: Sequence[GuaranteeRecord]
     by: str | None
     only_after: int | None = None
+
+    @property
+    def start(self) -> int:
+        """Audits after this one certify."""
+        return _start(self.records)
+
+    @property
+    def standing(self) -> tuple[str, ...]:
+        """Certificates that were not withdrawn."""
+        return tuple(record.key for record in self.records if record.state != "withdrawn")
 
 
 def _renewable(task: Task, served: ServedBundle) -> Calibrated:
@@ -232,6 +256,10 @@ def _start(records: Sequence[GuaranteeRecord]) -> int:
     return max(
         (one.first_audit_seq if one.ended_audit_seq is None else one.ended_audit_seq for one in records), default=0
     )
+
+
+def _page(store: Store, task: str, after: int, connection: Connection) -> list[AuditRecord]:
+    return drawn(connection, store.options, after=after, limit=_PAGE, task=task)
 
 
 def _question(task: str, bundle: str, start: int) -> str:

@@ -5,7 +5,7 @@ active, so that a restart undoes neither a renewal nor a rollback.
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -67,19 +67,26 @@ class Shelf:
             known = await self._store.read(known_bundles)
             for name, calibrated in found.items():
                 if (name, calibrated.bundle.id) not in known:
-                    await self._store.write(partial(_adopt, name, calibrated, None, True, None))
+                    await self._store.write(partial(_adopt, name, calibrated, None, True, None, ()))
         except StoreUnavailable as error:
             _log.warning("new bundles are not active for other processes or after a restart: %s", error)
 
     async def adopt(
-        self, task: str, calibrated: Calibrated, by: str | None, *, instead_of: str | None = None
+        self,
+        task: str,
+        calibrated: Calibrated,
+        by: str | None,
+        *,
+        instead_of: str | None = None,
+        standing: Sequence[str] = (),
     ) -> BundleVersion:
         """Makes a bundle the active version, in this process at once.
 
-        Raises StoreUnavailable, and Superseded where another bundle than `instead_of` is active; nothing changes then.
+        Raises StoreUnavailable, and Superseded where another bundle than `instead_of` is active, or one of the
+        certificates in `standing` was withdrawn; nothing changes then.
         """
         self._changes += 1
-        version = await self._store.write(partial(_adopt, task, calibrated, by, False, instead_of))
+        version = await self._store.write(partial(_adopt, task, calibrated, by, False, instead_of, standing))
         self._changes += 1
         self._swap(task, calibrated)
         await self._swapped()
@@ -162,10 +169,27 @@ def watched(task: str, calibrated: Calibrated) -> Served:
 
 
 def _adopt(
-    task: str, calibrated: Calibrated, by: str | None, only_new: bool, instead_of: str | None, connection: Connection
+    task: str,
+    calibrated: Calibrated,
+    by: str | None,
+    only_new: bool,
+    instead_of: str | None,
+    standing: Sequence[str],
+    connection: Connection,
 ) -> BundleVersion:
     bundle: Bundle = calibrated.bundle
     keys = [record.key for record in watched(task, calibrated).guarantees]
     now = datetime.now(UTC)
     packed = pack_bundle(bundle)
-    return adopt(connection, task, bundle.id, packed, keys, at=now, by=by, only_new=only_new, instead_of=instead_of)
+    return adopt(
+        connection,
+        task,
+        bundle.id,
+        packed,
+        keys,
+        at=now,
+        by=by,
+        only_new=only_new,
+        instead_of=instead_of,
+        standing=standing,
+    )

@@ -8,6 +8,7 @@ from sqlalchemy import Connection, select, update
 
 from demur.server.store import schema
 from demur.server.store.errors import Superseded
+from demur.server.store.guarantees import guarantees as guarantees_of
 from demur.server.store.guarantees import lock_sequence
 from demur.server.store.records import BundleVersion
 from demur.server.store.rows import insert, micros, moment
@@ -26,16 +27,20 @@ def adopt(
     by: str | None,
     only_new: bool = False,
     instead_of: str | None = None,
+    standing: Sequence[str] = (),
 ) -> BundleVersion:
     """Makes a bundle the task's newest version, and active.
 
     `only_new`: a bundle that is a version already changes nothing, so that a restart undoes no rollback. Gives the
-    active version. `instead_of`: the bundle that must be active still; raises Superseded if another one is.
+    active version. `instead_of`: the bundle that must be active still; `standing`: keys of certificates that must not
+    have been withdrawn. Raises Superseded where that is not so.
     """
     lock_sequence(connection)
     known = versions(connection, task)
     if instead_of is not None and any(one.active and one.bundle != instead_of for one in known):
-        raise Superseded
+        raise Superseded("another version became active meanwhile, and stays; look at it and try again")
+    if any(record.state == "withdrawn" for record in guarantees_of(connection, standing)):
+        raise Superseded("the certificate was withdrawn meanwhile; try again with audits that are drawn from now on")
     if only_new and any(one.bundle == bundle for one in known):
         return next(one for one in known if one.active)
     connection.execute(

@@ -1,13 +1,17 @@
 """Certificates and calibrators that are renewed from audits, when somebody asks for it or by the schedule."""
 
+import asyncio
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
 
+from demur.decision.task import AuditSpec
+from demur.server.loop import renewal
 from demur.server.store.attempts import attempts_made
 
-from .servers import decide_rightly, label
+from .servers import AUDITED, decide_rightly, label
 
 
 async def test_a_certificate_is_renewed_by_audits_drawn_after_its_withdrawal(run):
@@ -128,3 +132,72 @@ async def test_what_is_not_better_beyond_chance_is_not_adopted(run):
         await label(process, [answer["id"]], ("billing", "technical", "sales")[int(rng.choice(3, p=chances))])
     assert (await process.ask("POST", "/tasks/route/recalibrate"))["outcome"] == "no_improvement"
     assert process.registry.bundles["route"].calibrated.bundle.id == served.bundle.id
+
+
+async def test_what_leaves_out_a_verdict_certifies_nothing(run):
+    """Decisions between those that are trusted and those that are deferred would be certified unseen."""
+    process = await run(task=replace(AUDITED, audit=AuditSpec(1.0, 0.0, 1.0)))
+    await decide_rightly(process, 150)
+    for how in ("recertify", "recalibrate"):
+        refused = await process.ask("POST", f"/tasks/route/{how}", status=409)
+        assert "audit.review" in refused["detail"]
+    assert await process.loop.store.read(lambda connection: attempts_made(connection, "route")) == 0
+    # While a certificate is withdrawn all are drawn alike.
+    await decide_rightly(process, 25, wrong=25)
+    await decide_rightly(process, 150)
+    assert (await process.ask("POST", "/tasks/route/recertify"))["outcome"] == "adopted"
+
+
+async def test_a_certificate_that_is_withdrawn_while_it_is_renewed_stays_withdrawn(run, monkeypatch):
+    process = await run()
+    await decide_rightly(process, 150)
+    # What withdraws it is in hand, and not labelled yet, when the audits before it are read.
+    answers = [await process.decide() for _ in range(25)]
+    certify, loop = renewal.certify, asyncio.get_running_loop()
+
+    def meanwhile(*asked):
+        given = label(process, [one["id"] for one in answers], "sales")
+        asyncio.run_coroutine_threadsafe(given, loop).result(20)
+        return certify(*asked)
+
+    monkeypatch.setattr(renewal, "certify", meanwhile)
+    refused = await process.ask("POST", "/tasks/route/recertify", status=409)
+    assert "withdrawn meanwhile" in refused["detail"]
+    assert (await process.decide())["reason"] == "certificate_withdrawn"
+    assert len((await process.ask("GET", "/tasks/route/bundles"))["versions"]) == 1
+
+
+async def test_more_audits_than_are_read_at_once_all_certify(run, monkeypatch):
+    monkeypatch.setattr(renewal, "_PAGE", 60)
+    process = await run()
+    await decide_rightly(process, 150)
+    renewed = await process.ask("POST", "/tasks/route/recertify")
+    assert (renewed["outcome"], renewed["certifying"]) == ("adopted", 150)
+
+
+async def test_labels_that_nothing_can_be_fitted_on_are_answered(run):
+    process = await run(audit_days=1e-9)
+    for _ in range(210):
+        await process.decide()
+    assert (await process.ask("POST", "/tasks/route/recalibrate"))["outcome"] == "too_few_audits"
+    audits = (await process.ask("GET", "/review?limit=200&kind=audit"))["items"]
+    await label(process, [one["id"] for one in audits[:100]], "billing")
+    tried = await process.ask("POST", "/tasks/route/recalibrate")
+    assert (tried["outcome"], tried["attempt"]) == ("no_improvement", None)
+
+
+async def test_looking_for_an_improvement_on_labels_that_certify_is_an_attempt(run):
+    """Else one could look until they come out well, and pay only then."""
+    process = await run()
+    rng = np.random.default_rng(1)
+    served = process.registry.bundles["route"].calibrated
+    await decide_rightly(process, 25, wrong=25)
+    for _ in range(220):
+        process.engine.logprobs = tuple(np.log(rng.permutation([0.35, 0.33, 0.32])))
+        answer = await process.decide()
+        chances = served.calibrator.transform_one(np.array(process.engine.logprobs))
+        await label(process, [answer["id"]], ("billing", "technical", "sales")[int(rng.choice(3, p=chances))])
+    for number in (1, 2):
+        tried = await process.ask("POST", "/tasks/route/recalibrate")
+        assert (tried["outcome"], tried["attempt"]) == ("no_improvement", number)
+    assert await process.loop.store.read(lambda connection: attempts_made(connection, "route")) == 2
