@@ -4,8 +4,8 @@
 
 Each time is the median of the repeats on one thread; where other work runs on the machine, `--processor-time` leaves
 out what the process waited. Libraries take turns within a repeat, so that a busy machine slows all of them alike.
-All of it takes a few minutes. Nothing stops at a breach of a limit; the last line, one JSON object, says whether all
-held.
+All of it takes a minute of processor time. Nothing stops at a breach of a limit; the last line, one JSON object, says
+whether all held.
 """
 
 import argparse

@@ -4,7 +4,7 @@
 
 Validity: how often a certificate whose promise holds is withdrawn, and how often the upper bound fails. Delay: audits
 until a broken promise is found. Drift: how often unshifted windows alarm. Timing: restoring a monitor. All of it takes
-fifteen minutes on one core. Prints Markdown, and exits with 1 when anything is not as claimed.
+five to fifteen minutes on one core. Prints Markdown, and exits with 1 when anything is not as claimed.
 """
 
 from __future__ import annotations
