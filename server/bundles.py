@@ -42,28 +42,29 @@ def read_bundles(path: Path | None) -> Mapping[str, Calibrated]:
 class ServedBundle:
     """A task's bundle beside what is running.
 
-    `readout` is the one that is used; `mismatches` are the pinned parts that are not the same.
+    `readout` is the one that is used, `room` as for `pins`; `mismatches` are the pinned parts that are not the same.
     """
 
     calibrated: Calibrated
     spec: DecisionSpec
     readout: ReadoutKind
     running: Running
+    room: int
     mismatches: tuple[str, ...]
 
     @classmethod
     def of(
-        cls, calibrated: Calibrated, prompt: CompiledPrompt, running: Running, slice_by: str | None = None
+        cls, calibrated: Calibrated, prompt: CompiledPrompt, running: Running, room: int, slice_by: str | None = None
     ) -> "ServedBundle":
         """Compares the pins with the task's compiled prompt and the model, and what parts its traffic."""
-        mismatches = calibrated.mismatches(pins(prompt.spec, prompt, running), slice_by)
-        return cls(calibrated, prompt.spec, prompt.plan.kind, running, mismatches)
+        mismatches = calibrated.mismatches(pins(prompt.spec, prompt, running, room), slice_by)
+        return cls(calibrated, prompt.spec, prompt.plan.kind, running, room, mismatches)
 
     def mismatches_of(self, prompt: CompiledPrompt) -> tuple[str, ...]:
         """The parts that differ for this prompt, which is the task's own or that of another mode."""
         if prompt.spec == self.spec:
             return self.mismatches
-        return self.calibrated.bundle.mismatches(pins(prompt.spec, prompt, self.running)) or ("mode",)
+        return self.calibrated.bundle.mismatches(pins(prompt.spec, prompt, self.running, self.room)) or ("mode",)
 
 
 def check_bundles(bundles: Mapping[str, Calibrated], served: Mapping[str, ServedBundle], *, strict: bool) -> None:

@@ -34,7 +34,7 @@ from demur.decision.canonical import Json, canonical_bytes
 from demur.decision.errors import BundleError
 from demur.decision.prompt import CompiledPrompt
 from demur.decision.readout import Readout
-from demur.decision.task import DEFAULT_MIN_LABEL_MASS, DecisionSpec, Mode, PolicySpec, ReadoutKind
+from demur.decision.task import DEFAULT_MIN_LABEL_MASS, DecisionSpec, Mode, PolicySpec, ReadoutKind, Truncation
 from demur.server.guarantee import Guarantee, guarantee_of
 from demur.server.guarantee import ScoreName as ScoreName  # fitting asks for it here
 from demur.server.types import CalibrationInfo
@@ -59,8 +59,16 @@ class Running(Protocol):
         ...
 
 
-def pins(spec: DecisionSpec, prompt: CompiledPrompt, identity: Running) -> dict[str, str]:
-    """A hash for every name in `demur.decision.bundle.PINS`; `prompt` is `spec` compiled for the model."""
+def pins(spec: DecisionSpec, prompt: CompiledPrompt, identity: Running, room: int) -> dict[str, str]:
+    """A hash for every name in `demur.decision.bundle.PINS`.
+
+    Args:
+        spec: the question.
+        prompt: `spec` compiled for the model.
+        identity: of the model.
+        room: tokens of input that context and server leave. A task that cuts inputs cuts them there unless it says
+            where.
+    """
     thought = asdict(spec.thought) if spec.mode is Mode.REASONED else None
     plan = prompt.plan
     return {
@@ -73,8 +81,14 @@ def pins(spec: DecisionSpec, prompt: CompiledPrompt, identity: Running) -> dict[
         "mode": _sha256([spec.mode, thought]),
         "labels": _sha256([[label, *ids] for label, ids in zip(plan.labels, plan.sequences, strict=True)]),
         # How an input is cut belongs to what is read of it.
-        "prompt": _sha256([prompt.digest, spec.truncation, spec.max_input_tokens]),
+        "prompt": _sha256([prompt.digest, spec.truncation, _cut(spec, room)]),
     }
+
+
+def _cut(spec: DecisionSpec, room: int) -> int | None:
+    if spec.truncation is Truncation.REFUSE or (spec.max_input_tokens is not None and spec.max_input_tokens <= room):
+        return spec.max_input_tokens
+    return room
 
 
 def min_label_mass(policy: PolicySpec, readout: ReadoutKind) -> float:

@@ -60,17 +60,26 @@ def show(directory: Path) -> None:
 @click.argument("directories", nargs=-1, required=True, type=_DIRECTORY)
 @click.option("--model", type=_DIRECTORY, help="Hold the pins against this model too.")
 @adapter_option
+@click.option(
+    "--max-model-len", type=click.IntRange(min=64), help="The server's tokens of context [the model's, at most 8192]."
+)
 @click.option("--tasks", type=click.Path(path_type=Path, exists=True), help="Task files in place of the bundle's own.")
-def verify(directories: tuple[Path, ...], model: Path | None, adapter: Path | None, tasks: Path | None) -> None:
+def verify(
+    directories: tuple[Path, ...],
+    model: Path | None,
+    adapter: Path | None,
+    max_model_len: int | None,
+    tasks: Path | None,
+) -> None:
     """Check every byte of the bundles in DIRECTORIES, and with a model whether it is the one they were made with.
 
     Says which file or which part is not as it was. Exits with 1 if there is any.
     """
     check_model_options(model, adapter)
-    if tasks is not None and model is None:
-        raise click.UsageError("--tasks wants --model, which its tasks are held against")
+    if model is None and (tasks is not None or max_model_len is not None):
+        raise click.UsageError("--tasks and --max-model-len want --model, which bundles are held against")
     wrong = False
-    running = None if model is None else _Model(model, adapter)
+    running = None if model is None else _Model(model, adapter, max_model_len)
     for directory in directories:
         try:
             calibrated = _read(directory)
@@ -102,12 +111,12 @@ def diff(first: Path, second: Path) -> None:
 class _Model:
     """A model directory, with an adapter or without, hashed and its tokenizer loaded once."""
 
-    def __init__(self, directory: Path, adapter: Path | None) -> None:
+    def __init__(self, directory: Path, adapter: Path | None, context: int | None) -> None:
         from transformers import AutoTokenizer
 
         from demur.decision.prompt import PromptBuilder
         from demur.server.engines.adapter import check_adapter
-        from demur.server.engines.identity import ModelUnusable, check_servable, identify
+        from demur.server.engines.identity import ModelUnusable, check_servable, identify, usual_context
 
         try:
             config = check_servable(directory, cpu=False)
@@ -119,7 +128,12 @@ class _Model:
             raise click.ClickException(str(error)) from None
         template = str(tokenizer.chat_template or "")
         self._identity = identify(
-            directory, name=None, engine="none", max_model_len=0, chat_template=template, adapter=adapter
+            directory,
+            name=None,
+            engine="none",
+            max_model_len=context or usual_context(config),
+            chat_template=template,
+            adapter=adapter,
         )
 
     def mismatches(self, calibrated: "Calibrated", tasks: Path | None) -> tuple[str, ...]:
@@ -127,6 +141,7 @@ class _Model:
         from demur.decision.taskfile import parse_task
         from demur.server.calibrated import pins
         from demur.server.engines.identity import served_as
+        from demur.server.settings import MAX_INPUT_TOKENS
         from demur.server.tasks import read_tasks
 
         found = calibrated.bundle
@@ -140,7 +155,9 @@ class _Model:
         formats = ("float32", "bfloat16", "float16")
         served = {served_as(self._identity.weights, dtype) for dtype in formats} & {found.pins["weights"]}
         identity = replace(self._identity, weights=found.pins["weights"]) if served else self._identity
-        running = pins(task.spec, self._prompts.compile(task.spec), identity)
+        prompt = self._prompts.compile(task.spec)
+        room = min(identity.max_model_len - prompt.fixed_tokens, MAX_INPUT_TOKENS)
+        running = pins(task.spec, prompt, identity, room)
         return calibrated.mismatches(running, task.slice_by)
 
 

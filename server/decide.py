@@ -112,7 +112,7 @@ class DecidePipeline:
                     f"no room for an input in the context of {self._context}"
                 )
             if bundles and task.name in bundles:
-                served[task.name] = ServedBundle.of(bundles[task.name], prompt, self.engine.identity, task.slice_by)
+                served[task.name] = self._served(bundles[task.name], prompt, task)
         return Prepared(compiled, served)
 
     async def warm(self, prepared: Prepared) -> None:
@@ -128,19 +128,24 @@ class DecidePipeline:
     def serve_bundle(self, task: Task, bundle: Calibrated) -> ServedBundle:
         """Serves a registered task with this bundle from now on. A bundle that does not fit makes it defer."""
         compiled = self._registered.get(task.spec) or self._new(task.spec)
-        served = ServedBundle.of(bundle, compiled.prompt, self.engine.identity, task.slice_by)
+        served = self._served(bundle, compiled.prompt, task)
         self._bundles = {**self._bundles, task.name: served}
         return served
 
     def serve_shadows(self, tasks: Iterable[Task], bundles: Mapping[str, Calibrated]) -> None:
         """Lets these bundles judge beside the tasks' own from now on; what they say is counted and touches nothing."""
         self._shadows = {
-            task.name: ServedBundle.of(
-                bundles[task.name], self._registered[task.spec].prompt, self.engine.identity, task.slice_by
-            )
+            task.name: self._served(bundles[task.name], self._registered[task.spec].prompt, task)
             for task in tasks
             if task.name in bundles
         }
+
+    def room(self, prompt: CompiledPrompt) -> int:
+        """Tokens of input that the context and the server's own limit leave; none or less where nothing fits."""
+        return min(self._context - prompt.fixed_tokens, self._max_input_tokens)
+
+    def _served(self, bundle: Calibrated, prompt: CompiledPrompt, task: Task) -> ServedBundle:
+        return ServedBundle.of(bundle, prompt, self.engine.identity, self.room(prompt), task.slice_by)
 
     async def decide(self, request: DecideRequest) -> Decision:
         """See `Decider.decide`."""
@@ -266,8 +271,7 @@ class DecidePipeline:
         return _Compiled(self.prompts.compile(spec))
 
     async def _render(self, prompt: CompiledPrompt, text: str) -> RenderedPrompt:
-        # The server's limit is on the input alone, the context's on everything.
-        limit = min(self._context, prompt.fixed_tokens + self._max_input_tokens)
+        limit = prompt.fixed_tokens + self.room(prompt)
         if prompt.least_tokens > self._context:  # then not even an empty one
             limit = prompt.fixed_tokens - 1
         try:

@@ -78,11 +78,13 @@ async def _reader(task: Task, source: Source) -> AsyncIterator[KnownReader]:
     from demur.server.engines.vllm_engine import VllmEngine
     from demur.server.engines.vllm_setup import VllmSettings
     from demur.server.readers import PipelineReader
+    from demur.server.settings import MAX_INPUT_TOKENS
 
     settings = VllmSettings(model=source.model, adapter=source.adapter, name=source.name, dtype=source.dtype)
     engine = await VllmEngine.start(settings)
     try:
-        pipeline = DecidePipeline(engine, max_input_tokens=engine.identity.max_model_len)
+        # As a server does unless it is told otherwise, since bundles are pinned to where inputs are cut.
+        pipeline = DecidePipeline(engine, max_input_tokens=MAX_INPUT_TOKENS)
         yield PipelineReader(pipeline, task)
     finally:
         await engine.aclose()

@@ -19,7 +19,7 @@ class PipelineReader:
 
     def __init__(self, pipeline: DecidePipeline, task: Task) -> None:
         prompt = pipeline.prompts.compile(task.spec)
-        self.pins: Mapping[str, str] = pins(task.spec, prompt, pipeline.engine.identity)
+        self.pins: Mapping[str, str] = pins(task.spec, prompt, pipeline.engine.identity, pipeline.room(prompt))
         self.model = pipeline.engine.identity.name
         self.readout: ReadoutKind = prompt.plan.kind
         self._pipeline = pipeline

@@ -23,6 +23,8 @@ from pydantic import (
 from demur.decision.question import MAX_OPTIONS, MIN_OPTIONS
 
 PREFIX = "DEMUR_"
+#: Tokens of one input, unless told otherwise.
+MAX_INPUT_TOKENS = 32_768
 #: Variables of the Python client, which may be set where a server runs too.
 FOREIGN = frozenset({"DEMUR_URL", "DEMUR_API_KEY", "DEMUR_CONFIG"})
 
@@ -110,7 +112,9 @@ class Settings(BaseModel):
     model_aliases: Names = Field((), description="Further model names to answer to, comma-separated.")
 
     max_body_bytes: int = Field(2 * 2**20, ge=1024, description="Body of a request, also once decompressed.")
-    max_input_tokens: int = Field(32_768, ge=1, description="Tokens of one input; the model's context limits too.")
+    max_input_tokens: int = Field(
+        MAX_INPUT_TOKENS, ge=1, description="Tokens of one input; the model's context limits too."
+    )
     max_options: int = Field(MAX_OPTIONS, ge=MIN_OPTIONS, le=MAX_OPTIONS, description="Options of a question.")
     max_batch: int = Field(256, ge=1, description="Inputs of one /decide request.")
     max_questions: int = Field(64, ge=1, description="Questions of one /v1/systemone request.")

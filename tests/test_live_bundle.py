@@ -47,7 +47,7 @@ def make_bundle(live: "Live", directory: Path, task: Task) -> Bundle:
     issued = certify_verdicts(rows, rows >= scores[len(scores) // 2], score_name="top_probability")
     files = bundle_files(calibrator=TemperatureScaling().fit(logprobs, labels), issued=issued)
     prompt = live.pipeline.prompts.compile(task.spec)
-    pinned = pins(task.spec, prompt, live.engine.identity)
+    pinned = pins(task.spec, prompt, live.engine.identity, live.pipeline.room(prompt))
     # The label mass limit of a text readout is another than that of letters.
     certificate = json.loads(files["certificate.json"])
     certificate["policy_hash"] = policy_hash(task.policy, prompt.plan.kind)

@@ -50,6 +50,13 @@ def read_json(path: Path, wanted: str) -> dict[str, Any]:
     return value
 
 
+def usual_context(config: dict[str, Any]) -> int:
+    """Tokens of context on a CPU unless told otherwise, by a model's config."""
+    text = config.get("text_config") or config
+    longest: int = text.get("max_position_embeddings") or text.get("n_positions") or 4096
+    return min(longest, 8192)
+
+
 def check_servable(directory: Path, *, cpu: bool) -> dict[str, Any]:
     """Refuses what vLLM would only fail on minutes later, or silently. Returns the config."""
     config = model_config(directory)

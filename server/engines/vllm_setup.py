@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from demur.server.engines.adapter import Adapter
+from demur.server.engines.identity import usual_context
 from demur.server.engines.vllm_plugin import raise_label_limit
 
 
@@ -100,14 +101,12 @@ def _engine_arguments(settings: VllmSettings, directory: str, config: dict[str, 
     }
     if on_cpu():
         # bfloat16 is several times slower on CPUs without AVX512-BF16; short prefixes are cached in small blocks only.
-        text = config.get("text_config") or config
-        longest = text.get("max_position_embeddings") or text.get("n_positions") or 4096
         defaults = {
             "dtype": "float32",
             "block_size": 32,
             "max_num_seqs": 64,
             "max_num_batched_tokens": 2048,
-            "max_model_len": min(longest, 8192),
+            "max_model_len": usual_context(config),
         }
         chosen = {key: value if value is not None else defaults.get(key) for key, value in chosen.items()}
         chosen["gpu_memory_utilization"] = None

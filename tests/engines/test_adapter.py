@@ -116,7 +116,7 @@ def test_a_bundle_fits_the_adapter_that_it_was_made_with_and_no_other_form_of_th
     task = load_task(TASK)
     made_on_merged = read_bundle(BUNDLE)
     prompt = adapted.pipeline.prompts.compile(task.spec)
-    pinned = pins(task.spec, prompt, adapted.engine.identity)
+    pinned = pins(task.spec, prompt, adapted.engine.identity, adapted.pipeline.room(prompt))
     write_bundle(tmp_path / task.name, task=task.name, pins=pinned, files=made_on_merged.files)
 
     def decide(on: "Live", bundles: Path) -> Any:

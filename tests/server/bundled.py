@@ -138,7 +138,8 @@ def make_bundle(
 ) -> Bundle:
     """A bundle that fits the stub engine, or the engine of `pipeline`."""
     pipeline = pipeline or pipeline_on(StubEngine())
-    pinned = pins(task.spec, pipeline.prompts.compile(task.spec), pipeline.engine.identity)
+    prompt = pipeline.prompts.compile(task.spec)
+    pinned = pins(task.spec, prompt, pipeline.engine.identity, pipeline.room(prompt))
     return write_bundle(path, task=task.name, pins=pinned, files=files or bundle_files(issued=certificates()))
 
 

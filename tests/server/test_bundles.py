@@ -109,6 +109,26 @@ async def test_whatever_was_pinned_is_caught(tmp_path, identity, task, named):
         check_bundles(bundles, pipeline.prepare([task], bundles).bundles, strict=True)
 
 
+@pytest.mark.parametrize(
+    ("task", "fits"),
+    [
+        # Cut where the context ends: at another place here than on the rows that certified.
+        (respec(truncation=Truncation.HEAD), False),
+        (respec(truncation=Truncation.TAIL, max_input_tokens=2000), False),
+        # The task says where.
+        (respec(truncation=Truncation.HEAD, max_input_tokens=50), True),
+        # Not cut at all.
+        (TASK, True),
+    ],
+)
+async def test_a_server_that_cuts_inputs_elsewhere_applies_no_bundle(tmp_path, task, fits):
+    made_in, served_in = (StubEngine(identity=replace(IDENTITY, max_model_len=tokens)) for tokens in (600, 500))
+    make_bundle(tmp_path / "route", task=task, pipeline=pipeline_on(made_in))
+    assert (await decide(tmp_path, engine=made_in, task=task)).verdict == "trust"
+    decision = await decide(tmp_path, engine=served_in, task=task)
+    assert decision.reason == ("above_trust_threshold" if fits else "calibration_mismatch")
+
+
 async def test_every_pin_alone_makes_a_mismatch(tmp_path):
     made = make_bundle(tmp_path / "route")
     for pin in PINS:

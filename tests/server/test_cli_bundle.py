@@ -7,10 +7,11 @@ import pytest
 from click.testing import CliRunner
 
 from demur.calibration import PlattScaling
+from demur.decision.task import Truncation
 from demur.server.cli import main
 from tests.models import build_model
 
-from .bundled import StubEngine, bundle_files, certificates, fitted, make_bundle, pipeline_on
+from .bundled import TASK, TASK_YAML, StubEngine, bundle_files, certificates, fitted, make_bundle, pipeline_on
 
 
 def demur(*arguments):
@@ -72,6 +73,14 @@ def test_verify_against_a_model(tmp_path):
     make_bundle(tmp_path / "half", pipeline=pipeline_on(engine, own_prompts=True))
     assert demur("verify", tmp_path / "half", "--model", model)[0] == 0
     task = tmp_path / "route.yaml"
+    # A task that cuts inputs where the context ends.
+    small = StubEngine(identity=replace(identity, max_model_len=256), tokenizer=tokenizer)
+    cut = replace(TASK, spec=replace(TASK.spec, truncation=Truncation.HEAD))
+    make_bundle(tmp_path / "cut", task=cut, pipeline=pipeline_on(small, own_prompts=True))
+    task.write_bytes(TASK_YAML + b"truncation: head\n")
+    asked = ("verify", tmp_path / "cut", "--model", model, "--tasks", task)
+    assert demur(*asked, "--max-model-len", "256")[0] == 0
+    assert "made for another prompt" in demur(*asked)[2]
     task.write_text("name: route\nquestion: Which team now?\noptions: [billing, technical, sales]\n")
     code, _, err = demur("verify", tmp_path / "b", "--model", model, "--tasks", task)
     assert code == 1

@@ -25,7 +25,7 @@ def serve_bundle(built, tmp_path, files=None):
     pipeline = pipeline_on(StubEngine())
     made = make_bundle(tmp_path / "bundle", files, task=TASKS[NAME], pipeline=pipeline)
     prompt = pipeline.prompts.compile(TASKS[NAME].spec)
-    served = ServedBundle.of(Calibrated.of(made), prompt, IDENTITY)
+    served = ServedBundle.of(Calibrated.of(made), prompt, IDENTITY, pipeline.room(prompt))
     built.registry.bundles = {NAME: served}
     return served
 
