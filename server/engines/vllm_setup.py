@@ -101,7 +101,7 @@ def _engine_arguments(settings: VllmSettings, directory: str, config: dict[str, 
     }
     if on_cpu():
         # bfloat16 is several times slower on CPUs without AVX512-BF16; short prefixes are cached in small blocks only.
-        defaults = {
+        defaults: dict[str, str | int] = {
             "dtype": "float32",
             "block_size": 32,
             "max_num_seqs": 64,
