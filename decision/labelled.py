@@ -199,7 +199,9 @@ def _row(line: int, text: bytes, question: Question, labelled: bool, slice_by: s
 def _value(text: bytes) -> dict[str, Any]:
     try:
         value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
+    except RecursionError:
+        raise _Fault("nested too deeply") from None
+    except ValueError as error:
         raise error if isinstance(error, _Fault) else _Fault(f"not JSON: {error}") from None
     if not isinstance(value, dict):
         raise _Fault(f"a row is a JSON object, not {_shown(value)}")

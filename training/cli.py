@@ -105,6 +105,8 @@ def train(
         if dry_run:
             click.echo("\n".join(run.dry_run(prepared, folder)))
             return
+        # Before the lock makes the folder.
+        processes.check(chosen)
         with held(folder):
             trained = run.train(prepared, folder, resume=resume)
             if not processes.is_first():

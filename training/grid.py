@@ -165,8 +165,12 @@ def _named(keys: Mapping[str, str]) -> dict[str, str]:
 def run_cells(cells: Sequence[Cell], folder: Path, out: Path, *, keep_models: bool) -> None:
     """`run_cell` for one after another, saying which. What a grid beside this one has begun comes last, if it must.
 
-    Raises InUse where several processes share each run: they would have to agree on what is left to them.
+    Raises InUse where several processes share each run: they would have to agree on what is left to them. Raises
+    TrainingError where the processes are not as many as a recipe wants.
     """
+    for cell in cells:
+        if cell.trains:
+            processes.check(cell.recipe)
     elsewhere: list[Cell] = []
     for cell in tqdm(cells, disable=not (processes.is_first() and sys.stderr.isatty())):
         try:
