@@ -22,6 +22,8 @@ def migrate(engine: Engine) -> tuple[str | None, str]:
     with engine.begin() as connection:
         if connection.dialect.name == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
+            # What a migration does to a large table takes longer than any other statement may.
+            connection.execute(text("SET LOCAL statement_timeout = 0"))
         found = revision(connection)
         head = latest()
         if found == head:

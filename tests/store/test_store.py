@@ -142,6 +142,26 @@ def test_audits_of_before_certify_at_the_smallest_rate_that_their_task_had(datab
     one.close()
 
 
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_a_migration_may_take_longer_than_a_statement(database):
+    one = opened(database)
+    draw(one, record("dec_1", drawn=True))
+    said = (
+        "ALTER TABLE audits DROP COLUMN least_rate",
+        "UPDATE alembic_version SET version_num = '0002'",
+        "CREATE FUNCTION slow() RETURNS trigger AS 'BEGIN PERFORM pg_sleep(1.5); RETURN NULL; END' LANGUAGE plpgsql",
+        "CREATE TRIGGER slow AFTER UPDATE ON audits EXECUTE FUNCTION slow()",
+    )
+    one.write_now(lambda connection: [connection.execute(sa.text(statement)) for statement in said])
+    one.close()
+    one = opened(database, 1.0)
+    (audit,) = one.read_now(lambda connection: decisions.drawn(connection, one.options))
+    assert audit.least_rate == 0.5
+    with pytest.raises(StoreUnavailable):
+        one.read_now(lambda connection: connection.execute(sa.text("SELECT pg_sleep(1.5)")))
+    one.close()
+
+
 def test_a_database_whose_host_is_gone_is_not_waited_for_long():
     """The kernel probes a connection that nothing comes from; left alone it begins after two hours."""
 
