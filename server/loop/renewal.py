@@ -132,10 +132,13 @@ class Renewal:
         keys = [record.key for record in watched(task.name, calibrated).guarantees]
         records = await self._store.read(lambda connection: guarantees(connection, keys))
         now, audits, after = self._clock(), list[AuditRecord](), _start(records)
-        # Page by page: all audits of a quarter of a year take longer than the store is given for an answer.
-        while page := await self._store.read(partial(_page, self._store, task.name, after)):
+        # Page by page: all audits of a quarter of a year take longer than the store is given for an answer. Others are
+        # drawn meanwhile, so that one need not come to an empty page.
+        full = True
+        while full:
+            page = await self._store.read(partial(_page, self._store, task.name, after))
             audits += page
-            after = page[-1].seq
+            after, full = page[-1].seq if page else after, len(page) == _PAGE
         found = await asyncio.to_thread(evidence, audits, bundle=calibrated.bundle.id, now=now)
         if found.partial and not found.audits:
             raise Conflict(

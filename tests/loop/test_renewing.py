@@ -175,6 +175,22 @@ async def test_more_audits_than_are_read_at_once_all_certify(run, monkeypatch):
     assert (renewed["outcome"], renewed["certifying"]) == ("adopted", 150)
 
 
+async def test_audits_that_are_drawn_meanwhile_keep_no_renewal_waiting(run, monkeypatch):
+    process = await run()
+    await decide_rightly(process, 150)
+    read, pages, loop = renewal._page, [], asyncio.get_running_loop()
+
+    def busy(*asked):
+        pages.append(read(*asked))
+        assert len(pages) < 10
+        asyncio.run_coroutine_threadsafe(process.decide(), loop).result(20)
+        return pages[-1]
+
+    monkeypatch.setattr(renewal, "_page", busy)
+    renewed = await process.ask("POST", "/tasks/route/recertify")
+    assert (renewed["outcome"], renewed["certifying"]) == ("adopted", 150)
+
+
 async def test_labels_that_nothing_can_be_fitted_on_are_answered(run):
     process = await run(audit_days=1e-9)
     for _ in range(210):
