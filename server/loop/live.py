@@ -20,7 +20,7 @@ from demur.calibration.monitor import State
 from demur.server.loop.process import Row
 from demur.server.loop.state import GuaranteeStatus, LiveState, TaskStatus
 from demur.server.loop.window import WINDOW
-from demur.server.store.decisions import Labelled, changes, heads, last_labelled
+from demur.server.store.decisions import Labelled, Mark, changes, heads, last_labelled, mark
 from demur.server.store.errors import Rewound, StoreUnavailable
 from demur.server.store.guarantees import (
     erased_unlabelled,
@@ -97,6 +97,7 @@ class LiveLoop:
         self._on_change, self._on_view = on_change, on_view
         self._clock, self._monotonic = clock, monotonic
         self._place: tuple[int, int] | None = None
+        self._mark = Mark()
         self._due_until, self._asked_all = -math.inf, -math.inf
         self._wanted: dict[str, Served] = {}
         self._served: dict[str, Served] = {}
@@ -185,17 +186,17 @@ class LiveLoop:
         began = self._monotonic()
         if self._place is None:
             # Before the tables of certificates: what happens between the two comes again as changes.
-            place, unlabelled = await self._store.read(lambda connection: (heads(connection), waiting(connection)))
+            place, there, unlabelled = await self._store.read(_ends)
             for task, seq, due in unlabelled:
                 self._state.wait(task, seq, due)
-            self._place = place
+            self._place, self._mark = place, there
         await self._begin_serving()
-        place, now = self._place, self._clock()
+        place, there, now = self._place, self._mark, self._clock()
         everything = began - self._asked_all >= _ERASED_EVERY_S
         since = -math.inf if everything else self._due_until
         audits, labels, erased = await self._store.read(
             lambda connection: (
-                *changes(connection, self._store.options, *place, _EVENTS),
+                *changes(connection, self._store.options, *place, _EVENTS, there=there),
                 # No label is missing before it was seen that the audit is still there.
                 erased_unlabelled(connection, self._state.falling_due(since, now)),
             )
@@ -205,6 +206,10 @@ class LiveLoop:
         self._place = (
             audits[-1].seq if audits else place[0],
             labels[-1].seq if labels else place[1],
+        )
+        self._mark = Mark(
+            audits[-1].decision.id if audits else there.audit,
+            (labels[-1].decision_id, labels[-1].received_at) if labels else there.label,
         )
         self.view = view
         self._standings = {key: _STANDINGS[status.state] for key, status in view.guarantees.items()}
@@ -281,6 +286,11 @@ class LiveLoop:
             self._known[key] = state
             if first:
                 self._on_change(StateChange(status, before, at))
+
+
+def _ends(connection: Connection) -> tuple[tuple[int, int], Mark, list[tuple[str, int, float]]]:
+    ends = heads(connection)
+    return ends, mark(connection, *ends), waiting(connection)
 
 
 def _put(served: Served, connection: Connection) -> dict[str, GuaranteeRecord]:

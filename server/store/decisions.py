@@ -23,6 +23,7 @@ from demur.server.store.rows import (
     insert,
     label_of,
     micros,
+    moment,
     option_set,
 )
 
@@ -150,15 +151,33 @@ def last_labelled(connection: Connection, options: OptionSets, *, task: str, bun
     ]
 
 
+class Mark(NamedTuple):
+    """What is at two places: the decision of an audit; that of a label, and when it came. None where nothing is."""
+
+    audit: str | None = None
+    label: tuple[str, datetime] | None = None
+
+
 def changes(
-    connection: Connection, options: OptionSets, after_audit: int, after_label: int, limit: int
+    connection: Connection,
+    options: OptionSets,
+    after_audit: int,
+    after_label: int,
+    limit: int,
+    *,
+    there: Mark | None = None,
 ) -> tuple[list[AuditRecord], list[LabelRecord]]:
     """Audits and labels after two places, each in its order, `limit` of each at most. No label precedes its audit.
 
-    Raises Rewound if the places lie behind the end.
+    Raises Rewound if the places lie behind the end, or something else is at them than was `there`.
     """
     last_audit, last_label = heads(connection)
-    if last_audit < after_audit or last_label < after_label:
+    lost = last_audit < after_audit or last_label < after_label
+    if not lost and there is not None:
+        # Others may have gone on by now, past these places. A label may be gone without harm: its decision was erased.
+        now = mark(connection, after_audit, after_label)
+        lost = any(was != one and None not in (was, one) for was, one in zip(there, now, strict=True))
+    if lost:
         raise Rewound("the store has lost audits or labels that were read from it")
     audits = drawn(connection, options, after=after_audit, limit=limit) if last_audit > after_audit else []
     if last_label <= after_label:
@@ -187,6 +206,14 @@ def heads(connection: Connection) -> tuple[int, int]:
     """The last seq given to an audit and to a label, 0 before the first."""
     row = connection.exec_driver_sql("SELECT audits, labels FROM counters WHERE id = 1").one()
     return row.audits, row.labels
+
+
+def mark(connection: Connection, audit: int, label: int) -> Mark:
+    """What these numbers were given to."""
+    drawn_ = select(_D.c.id).join_from(_A, _D, _A.c.decision == _D.c.seq).where(_A.c.seq == audit)
+    given = select(_D.c.id, _L.c.received_at).join_from(_L, _D, _L.c.decision == _D.c.seq).where(_L.c.seq == label)
+    row = connection.execute(given).one_or_none()
+    return Mark(connection.scalar(drawn_), None if row is None else (row.id, moment(row.received_at)))
 
 
 def _audits(connection: Connection, options: OptionSets, rows: Sequence[Mapping[Any, Any]]) -> list[AuditRecord]:

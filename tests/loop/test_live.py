@@ -7,7 +7,9 @@ import pytest
 import sqlalchemy as sa
 
 from demur.server.loop.live import LiveLoop, Served
+from demur.server.store.decisions import put
 from demur.server.store.errors import StoreUnavailable
+from demur.server.store.records import Draw
 from demur.server.types import Standing
 
 from .conftest import GUARANTEE, NOW, Desk, decision
@@ -259,3 +261,29 @@ async def test_what_was_withdrawn_stays_so_though_the_store_was_restored_from_be
     for loop in (running, process(open_store())):
         await loop.catch_up()
         assert loop.standing("g") is Standing.WITHDRAWN
+
+
+async def test_a_restored_store_is_noticed_though_it_has_grown_past_what_was_read(open_store):
+    """The database failed over to a copy a moment behind, and others wrote before this process looked again."""
+    desk, running = Desk(open_store()), process(open_store())
+    desk.label(desk.draw(60), "a")
+    await running.catch_up()
+    rewind(desk.store, audits=20, labels=10)
+    desk.label(desk.draw(50), "b")
+    for loop in (running, fresh := process(open_store())):
+        await loop.catch_up()
+        assert loop.standing("g") is Standing.WITHDRAWN
+    assert shown(running) == shown(fresh)
+
+
+async def test_a_label_that_goes_with_its_decision_leaves_all_others_known(open_store, caplog):
+    desk, loop = Desk(open_store()), process(open_store())
+    desk.label(desk.draw(20), "a")
+    desk.store.write_now(lambda connection: put(connection, [decision(99, draw=Draw(0.9, 0.05, drawn=False))]))
+    desk.label(["dec_000099"], "a")
+    await loop.catch_up()
+    desk.erase(["dec_000099"], NOW)
+    desk.label(desk.draw(20), "a")
+    await loop.catch_up()
+    assert loop.view.guarantees["g"].audits == 40
+    assert not caplog.records
