@@ -8,6 +8,7 @@ import httpx
 
 from demur.decision.bundle import read_bundle
 from demur.decision.task import AuditSpec, Task
+from demur.decision.taskfile import parse_task
 from demur.server.app import Application, create_app
 from demur.server.calibrated import Calibrated
 from demur.server.decide import DecidePipeline
@@ -22,7 +23,7 @@ from demur.server.settings import Settings
 from tests.server.bundled import TASK, TASK_YAML, StubEngine, make_bundle, pipeline_on
 
 #: Everything is drawn.
-AUDITED = replace(TASK, audit=AuditSpec(1.0, 1.0, 1.0))
+AUDITED = replace(TASK, audit=AuditSpec(1.0, 1.0, 1.0), content_hash=parse_task(TASK_YAML, TASK.name).content_hash)
 
 
 @dataclass
