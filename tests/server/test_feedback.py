@@ -357,7 +357,8 @@ async def test_after_too_many_unaudited_decisions_nothing_is_trusted(rig, tmp_pa
         loop = built.app.services.loop
         (before,) = await decide(client, "plain", "0")
         assert before["verdict"] == "trust"
-        with sa.create_engine(f"sqlite:///{tmp_path / 'd.db'}").connect() as connection:
+        blocker = sa.create_engine(f"sqlite:///{tmp_path / 'd.db'}")
+        with blocker.connect() as connection:
             connection.exec_driver_sql("BEGIN EXCLUSIVE")
             await decide(client, "audited", "1")
             await asyncio.to_thread(wait_for, lambda: not loop.store.up, 20, "notice of it")
@@ -365,5 +366,6 @@ async def test_after_too_many_unaudited_decisions_nothing_is_trusted(rig, tmp_pa
             verdicts = [(await decide(client, "plain", str(i)))[0]["verdict"] for i in range(4)]
             trusted = max(0, limit - start)
             assert verdicts == ["trust"] * trusted + ["review"] * (4 - trusted)
+        blocker.dispose()
         await asyncio.to_thread(wait_for, lambda: loop.store.up and not loop.log.buffered, 20, "recovery")
         assert (await decide(client, "plain", "9"))[0]["verdict"] == "trust"
