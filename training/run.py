@@ -188,7 +188,7 @@ def train(prepared: Prepared, out: Path, *, resume: bool, evaluate: bool = True,
         for line in _notes(prepared):
             click.echo(line, err=True)
         out.mkdir(parents=True, exist_ok=True)
-        # Not before, since the folder may be that of a run which goes on beside this one.
+        # Not before: what was refused takes nothing away.
         clear(out)
         _write(noted, made_from)
     learned = prepared

@@ -60,6 +60,7 @@ async def _run(texts: list[str]) -> list[Row]:
         rates: dict[str, list[float]] = {"bare": [], "looped": []}
         spent: dict[str, list[float]] = {"bare": [], "looped": []}
         for number in range(ROUNDS + 1):
+            began = time.perf_counter()
             some = [texts[(number * INPUTS + i) % len(texts)] for i in range(INPUTS)]
             for second, name in enumerate(sorted(arms, reverse=bool(number % 2))):
                 # In front, since the arm that comes second would find what the first one has cached.
@@ -78,7 +79,8 @@ async def _run(texts: list[str]) -> list[Row]:
                     rates[name].append(INPUTS / took)
                     spent[name].append((time.process_time() - cpu) / INPUTS * 1e3)
                 await watch.aclose()
-            print(f"  round {number} of {ROUNDS}", file=sys.stderr, flush=True)
+            took = time.perf_counter() - began
+            print(f"  round {number} of {ROUNDS}: {took:.0f} s", file=sys.stderr, flush=True)
         audits = loop.store.read_now(totals).audits
         await loop.aclose()
         await engine.aclose()
